@@ -1,0 +1,227 @@
+package task
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Verb is something that can be done to a resource.
+type Verb string
+
+// Verbs. Stop delivers the stop signal, Kill ends all processes at once; both return
+// when the signal is delivered, and the end itself comes as an observation.
+const (
+	VerbNone   Verb = ""
+	VerbEnsure Verb = "Ensure"
+	VerbStart  Verb = "Start"
+	VerbStop   Verb = "Stop"
+	VerbKill   Verb = "Kill"
+	VerbRemove Verb = "Remove"
+	VerbProbe  Verb = "Probe"
+)
+
+// Resource kinds. The order in which a task's resources are made is in agent/plan.
+const (
+	KindAdmission = "admission" // the task's share of the host's CPU, memory and ports
+	KindCgroup    = "cgroup"    // the parent cgroup of the task; one, named "task"
+	KindNetwork   = "network"   // the network namespace of the task; one, named "task"
+	KindImage     = "image"     // the image of one container; named as the container
+	KindContainer = "container" // one container and its process; named as the container
+)
+
+// ResourceID names one resource of one task.
+type ResourceID struct {
+	Kind string `json:"kind"`
+	Name string `json:"name"`
+}
+
+// String is "kind/name".
+func (id ResourceID) String() string { return id.Kind + "/" + id.Name }
+
+// Handle is what an adapter needs to find again what it made, as JSON of its own
+// type. It is stored with the record and handed back unchanged.
+type Handle = json.RawMessage
+
+// Record is everything that is known of one resource, and is stored as it stands.
+//
+// A Verb that is set was intended and has not settled. After a restart of the agent
+// it may or may not have happened, which a probe finds out.
+type Record struct {
+	Phase     Phase     `json:"phase"`
+	Verb      Verb      `json:"verb,omitempty"`
+	Attempts  int       `json:"attempts,omitempty"` // failures of the present verb in a row
+	NotBefore time.Time `json:"notBefore,omitzero"` // when the verb may be tried again
+	Handle    Handle    `json:"handle,omitempty"`
+	Reason    *Reason   `json:"reason,omitempty"` // the first final failure; kept
+
+	// For images: the resolved manifest digest and when bytes moved.
+	Digest      string    `json:"digest,omitempty"`
+	PullStarted time.Time `json:"pullStarted,omitzero"`
+	PullStopped time.Time `json:"pullStopped,omitzero"`
+
+	// For networks: the published ports by container name.
+	Bindings map[string][]Binding `json:"bindings,omitempty"`
+
+	// For containers.
+	RuntimeID   string    `json:"runtimeId,omitempty"`
+	Created     time.Time `json:"created,omitzero"`
+	StartIntent bool      `json:"startIntent,omitempty"` // a Start was committed at least once
+	Started     time.Time `json:"started,omitzero"`
+	StopSent    time.Time `json:"stopSent,omitzero"` // when the stop signal was delivered
+	KillSent    time.Time `json:"killSent,omitzero"`
+	Exit        *Exit     `json:"exit,omitempty"`
+
+	// Unconfirmed is set on load: nothing is done on the strength of this record
+	// until a probe has said what is there. It is never stored.
+	Unconfirmed bool `json:"-"`
+}
+
+// Running reports whether a process was started and has not been seen to end.
+func (r *Record) Running() bool {
+	return !r.Started.IsZero() && r.Exit == nil && (r.Phase == Present || r.Phase == Stopping)
+}
+
+// Known is all that is known and wanted of one task besides the task itself.
+type Known struct {
+	Desired       Status    `json:"desired"`
+	DesiredSeq    int64     `json:"desiredSeq,omitempty"`
+	StopRequested time.Time `json:"stopRequested,omitzero"` // when desired became STOPPED
+
+	Status Status `json:"status"`
+	// Reason is the task's own reason, set only where the task itself failed and not
+	// one of its containers (agent protocol, "Errors by transition").
+	Reason *Reason `json:"reason,omitempty"`
+
+	Received         time.Time `json:"received,omitzero"`
+	ExecutionStopped time.Time `json:"executionStopped,omitzero"` // first essential container's end
+	Stopped          time.Time `json:"stopped,omitzero"`          // when Status became STOPPED
+
+	Sent           Status                     `json:"sent"` // highest status put into the outbox
+	SentContainers map[string]ContainerStatus `json:"sentContainers,omitempty"`
+
+	Resources map[ResourceID]*Record `json:"-"` // stored as one record each
+}
+
+// Resource returns the record of id, making an empty one when there is none.
+func (k *Known) Resource(id ResourceID) *Record {
+	if k.Resources == nil {
+		k.Resources = make(map[ResourceID]*Record)
+	}
+	r := k.Resources[id]
+	if r == nil {
+		r = &Record{}
+		k.Resources[id] = r
+	}
+	return r
+}
+
+// Observed is what a probe or a runtime event says exists now.
+type Observed struct {
+	// Exists is whether anything is there: for a container its record in the runtime,
+	// whatever its process does.
+	Exists bool `json:"exists"`
+	// Process is what its process does; ProcessNone where there is none.
+	Process ProcessState `json:"process,omitempty"`
+	// Exit is set when Process is ProcessExited.
+	Exit *Exit `json:"exit,omitempty"`
+}
+
+// ProcessState is what the runtime says of a container's process.
+type ProcessState string
+
+// Process states. A process record that is gone is ProcessNone, which says nothing
+// about whether it ever ran.
+const (
+	ProcessNone    ProcessState = ""
+	ProcessCreated ProcessState = "created" // made but not started
+	ProcessRunning ProcessState = "running" // paused counts as running
+	ProcessExited  ProcessState = "exited"  // ended, and no process is left in its cgroup
+)
+
+// Fact is one thing learnt about one resource: the outcome of an action, or an
+// observation that nobody asked for.
+type Fact struct {
+	Resource ResourceID `json:"resource"`
+	Verb     Verb       `json:"verb,omitempty"` // what was done; none for an observation
+	At       time.Time  `json:"at"`
+
+	// Class and Failure are set when the verb failed.
+	Class   Class   `json:"class,omitempty"`
+	Failure *Reason `json:"failure,omitempty"`
+
+	Result   Result    `json:"result,omitzero"`
+	Observed *Observed `json:"observed,omitempty"`
+}
+
+// Result is what a successful Ensure or Start returns besides success. An adapter
+// fills what applies to its kind.
+type Result struct {
+	Handle      Handle               `json:"handle,omitempty"`
+	RuntimeID   string               `json:"runtimeId,omitempty"`
+	Digest      string               `json:"digest,omitempty"`
+	PullStarted time.Time            `json:"pullStarted,omitzero"`
+	PullStopped time.Time            `json:"pullStopped,omitzero"`
+	Bindings    map[string][]Binding `json:"bindings,omitempty"`
+}
+
+// Change is a state change to be reported to the cluster, complete in itself
+// (agent protocol, SubmitTaskStateChange).
+type Change struct {
+	TaskARN          string            `json:"taskArn"`
+	ClusterARN       string            `json:"clusterArn"`
+	Status           Status            `json:"status"`
+	Reason           string            `json:"reason,omitempty"`
+	PullStarted      time.Time         `json:"pullStarted,omitzero"`
+	PullStopped      time.Time         `json:"pullStopped,omitzero"`
+	ExecutionStopped time.Time         `json:"executionStopped,omitzero"`
+	Containers       []ContainerChange `json:"containers,omitempty"`
+}
+
+// ContainerChange is one container's part of a Change.
+type ContainerChange struct {
+	Name      string          `json:"name"`
+	Status    ContainerStatus `json:"status"`
+	RuntimeID string          `json:"runtimeId,omitempty"`
+	Digest    string          `json:"digest,omitempty"`
+	Exit      *int            `json:"exit,omitempty"`
+	Reason    string          `json:"reason,omitempty"`
+	Bindings  []Binding       `json:"bindings,omitempty"`
+}
+
+// Event is one line of a task's event log.
+type Event struct {
+	At       time.Time  `json:"at"`
+	Kind     EventKind  `json:"kind"`
+	Resource ResourceID `json:"resource,omitzero"`
+	Verb     Verb       `json:"verb,omitempty"`
+	Text     string     `json:"text,omitempty"`
+	Fact     *Fact      `json:"fact,omitempty"`
+}
+
+// EventKind says what a line of the event log is about.
+type EventKind string
+
+// Event kinds.
+const (
+	EventReceived      EventKind = "Received"
+	EventDesired       EventKind = "Desired"
+	EventIntent        EventKind = "Intent"
+	EventActionDone    EventKind = "ActionDone"
+	EventActionFailed  EventKind = "ActionFailed"
+	EventObserved      EventKind = "Observed"
+	EventExited        EventKind = "Exited"
+	EventStatus        EventKind = "Status"
+	EventReported      EventKind = "Reported"
+	EventReportAcked   EventKind = "ReportAcked"
+	EventReportDropped EventKind = "ReportDropped"
+	EventAdopted       EventKind = "Adopted"
+	EventSwept         EventKind = "Swept"
+)
+
+// Owned is something that an adapter found on the host that carries our marks.
+type Owned struct {
+	Resource ResourceID
+	TaskARN  string
+	TaskID   string
+	Handle   Handle
+}

@@ -1,0 +1,195 @@
+package task
+
+import (
+	"strings"
+	"time"
+)
+
+// Task is one ECS task as the cluster sent it, translated once at intake and never
+// changed afterwards. What is known and wanted of it lives in Known.
+type Task struct {
+	ARN         string  `json:"arn"`
+	ClusterARN  string  `json:"clusterArn"`
+	Family      string  `json:"family"`
+	Version     string  `json:"version"`
+	LaunchType  string  `json:"launchType,omitempty"`
+	NetworkMode string  `json:"networkMode"`      // bridge, host, none or awsvpc; never empty
+	CPU         float64 `json:"cpu,omitempty"`    // vCPUs; 0 means no limit of the task as a whole
+	Memory      int64   `json:"memory,omitempty"` // MiB; 0 means no limit of the task as a whole
+	PidMode     string  `json:"pidMode,omitempty"`
+	IpcMode     string  `json:"ipcMode,omitempty"`
+	ServiceName string  `json:"serviceName,omitempty"`
+	Group       string  `json:"group,omitempty"`
+
+	// CredentialsID and ExecutionCredentialsID name credentials held in memory by
+	// agent/creds. The credentials themselves are never part of a Task.
+	CredentialsID          string `json:"credentialsId,omitempty"`
+	ExecutionCredentialsID string `json:"executionCredentialsId,omitempty"`
+
+	Containers []Container `json:"containers"`
+	Volumes    []Volume    `json:"volumes,omitempty"`
+}
+
+// Network modes of a task.
+const (
+	NetworkBridge = "bridge"
+	NetworkHost   = "host"
+	NetworkNone   = "none"
+	NetworkAWSVPC = "awsvpc"
+)
+
+// ID is the last element of the task's ARN. Every name on the host derives from it.
+func (t *Task) ID() string { return t.ARN[strings.LastIndexByte(t.ARN, '/')+1:] }
+
+// Container returns the container with the given name, or nil.
+func (t *Task) Container(name string) *Container {
+	for i := range t.Containers {
+		if t.Containers[i].Name == name {
+			return &t.Containers[i]
+		}
+	}
+	return nil
+}
+
+// Container is one container of a task, with the Docker-shaped config and hostConfig
+// strings of the protocol already decoded into Config and HostConfig.
+type Container struct {
+	Name        string            `json:"name"`
+	ARN         string            `json:"arn,omitempty"`
+	Image       string            `json:"image"`
+	Command     []string          `json:"command,omitempty"`
+	EntryPoint  *[]string         `json:"entryPoint,omitempty"` // nil keeps the image's; empty clears it
+	Environment map[string]string `json:"environment,omitempty"`
+	CPU         int64             `json:"cpu,omitempty"`    // shares; 1024 is one vCPU
+	Memory      int64             `json:"memory,omitempty"` // MiB, hard limit; 0 means none
+	Essential   bool              `json:"essential"`
+	Ports       []Port            `json:"ports,omitempty"`
+	Mounts      []Mount           `json:"mounts,omitempty"`
+	VolumesFrom []VolumesFrom     `json:"volumesFrom,omitempty"`
+	Links       []string          `json:"links,omitempty"`
+	DependsOn   []Dependency      `json:"dependsOn,omitempty"`
+
+	StartTimeout time.Duration `json:"startTimeout,omitempty"` // 0 means no limit on the dependents' wait
+	StopTimeout  time.Duration `json:"stopTimeout,omitempty"`  // 0 means the agent's setting
+
+	HealthCheckType string     `json:"healthCheckType,omitempty"`
+	Restart         *Restart   `json:"restart,omitempty"`
+	Config          Config     `json:"config"`
+	HostConfig      HostConfig `json:"hostConfig"`
+}
+
+// Port is one requested port mapping. A HostPort of 0 asks for a dynamic port.
+type Port struct {
+	ContainerPort  uint16 `json:"containerPort,omitempty"`
+	HostPort       uint16 `json:"hostPort,omitempty"`
+	ContainerRange string `json:"containerPortRange,omitempty"` // "a-b", instead of ContainerPort
+	Protocol       string `json:"protocol"`                     // tcp or udp
+}
+
+// Binding is a port mapping as it was made (agent protocol, networkBinding). A
+// range that was mapped to one contiguous host range has the two range members.
+type Binding struct {
+	BindIP         string `json:"bindIP"`
+	ContainerPort  uint16 `json:"containerPort,omitempty"`
+	HostPort       uint16 `json:"hostPort,omitempty"`
+	ContainerRange string `json:"containerPortRange,omitempty"`
+	HostRange      string `json:"hostPortRange,omitempty"`
+	Protocol       string `json:"protocol"`
+}
+
+// Mount places a volume of the task in a container.
+type Mount struct {
+	Volume   string `json:"volume"`
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
+// VolumesFrom mounts everything that another container of the task mounts.
+type VolumesFrom struct {
+	Container string `json:"container"`
+	ReadOnly  bool   `json:"readOnly,omitempty"`
+}
+
+// Dependency says what another container must have reached before this one goes on.
+type Dependency struct {
+	Container string    `json:"container"`
+	Condition Condition `json:"condition"`
+}
+
+// Restart is a container's restart policy (agent protocol, "Restart policy of containers").
+type Restart struct {
+	IgnoredExitCodes []int         `json:"ignoredExitCodes,omitempty"`
+	AttemptPeriod    time.Duration `json:"attemptPeriod"`
+}
+
+// Volume is a volume of the task; HostPath is set for type host with a source path.
+type Volume struct {
+	Name     string `json:"name"`
+	Type     string `json:"type"`
+	HostPath string `json:"hostPath,omitempty"`
+}
+
+// Config is what Berth acts on of the Docker Engine container config that the
+// protocol carries as a JSON string (agent protocol, "Mapping a container to the
+// runtime"). Keys are those of the Docker Engine API and are matched without case.
+type Config struct {
+	Hostname    string
+	Domainname  string
+	User        string
+	Env         []string `json:",omitempty"`
+	Labels      map[string]string
+	WorkingDir  string
+	StopSignal  string
+	Tty         bool
+	OpenStdin   bool
+	Healthcheck *Healthcheck `json:",omitempty"`
+}
+
+// Healthcheck is the Docker Engine health check; durations are nanoseconds.
+type Healthcheck struct {
+	Test        []string
+	Interval    time.Duration
+	Timeout     time.Duration
+	StartPeriod time.Duration
+	Retries     int
+}
+
+// HostConfig is what Berth acts on of the Docker Engine host config that the
+// protocol carries as a JSON string. Keys are those of the Docker Engine API.
+// Memory values are bytes.
+type HostConfig struct {
+	NetworkMode       string
+	Privileged        bool
+	ReadonlyRootfs    bool
+	CapAdd            []string `json:",omitempty"`
+	CapDrop           []string `json:",omitempty"`
+	Ulimits           []Ulimit `json:",omitempty"`
+	Sysctls           map[string]string
+	DNS               []string `json:"Dns,omitempty"`
+	DNSSearch         []string `json:"DnsSearch,omitempty"`
+	DNSOptions        []string `json:"DnsOptions,omitempty"`
+	ExtraHosts        []string `json:",omitempty"`
+	SecurityOpt       []string `json:",omitempty"`
+	Memory            int64
+	MemoryReservation int64
+	MemorySwap        int64
+	PidsLimit         int64
+	CPUShares         int64 `json:"CpuShares"`
+	Init              *bool `json:",omitempty"`
+	ShmSize           int64
+	Tmpfs             map[string]string
+	LogConfig         LogConfig
+}
+
+// Ulimit is one resource limit of the container's processes.
+type Ulimit struct {
+	Name string
+	Soft int64
+	Hard int64
+}
+
+// LogConfig chooses the log driver of a container.
+type LogConfig struct {
+	Type   string
+	Config map[string]string
+}
