@@ -42,6 +42,11 @@ type Process interface {
 
 	// Kill ends every process of the container and returns when the signal is delivered.
 	Kill(ctx context.Context, t *task.Task, name string, h task.Handle) error
+
+	// Retire frees what an ended process still holds (its shim, its cgroup) and keeps
+	// the container's record, files and log until Remove. It succeeds when there is
+	// nothing to free.
+	Retire(ctx context.Context, t *task.Task, name string, h task.Handle) error
 }
 
 // Deps hands an Ensure what was stored of the resource itself and of those that it

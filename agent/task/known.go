@@ -9,13 +9,16 @@ import (
 type Verb string
 
 // Verbs. Stop delivers the stop signal, Kill ends all processes at once; both return
-// when the signal is delivered, and the end itself comes as an observation.
+// when the signal is delivered, and the end itself comes as an observation. Retire
+// frees what an ended process still holds and keeps what people look at afterwards:
+// the container's record, its files and its log.
 const (
 	VerbNone   Verb = ""
 	VerbEnsure Verb = "Ensure"
 	VerbStart  Verb = "Start"
 	VerbStop   Verb = "Stop"
 	VerbKill   Verb = "Kill"
+	VerbRetire Verb = "Retire"
 	VerbRemove Verb = "Remove"
 	VerbProbe  Verb = "Probe"
 )
@@ -70,10 +73,14 @@ type Record struct {
 	StopSent    time.Time `json:"stopSent,omitzero"` // when the stop signal was delivered
 	KillSent    time.Time `json:"killSent,omitzero"`
 	Exit        *Exit     `json:"exit,omitempty"`
+	Retired     bool      `json:"retired,omitempty"`
 
 	// Unconfirmed is set on load: nothing is done on the strength of this record
 	// until a probe has said what is there. It is never stored.
-	Unconfirmed bool `json:"-"`
+	Unconfirmed bool      `json:"-"`
+	Probing     bool      `json:"-"` // a probe is in flight
+	ProbeFailed int       `json:"-"` // probes in a row that could not ask
+	ProbeAt     time.Time `json:"-"` // when to probe again
 }
 
 // Running reports whether a process was started and has not been seen to end.
@@ -100,6 +107,12 @@ type Known struct {
 	SentContainers map[string]ContainerStatus `json:"sentContainers,omitempty"`
 
 	Resources map[ResourceID]*Record `json:"-"` // stored as one record each
+
+	// Undelivered is set while the outbox still holds rows of this task; a stopped task
+	// is not forgotten before the cluster has heard of it.
+	Undelivered bool `json:"-"`
+	// Rebooted is set when the host was restarted since the records were written.
+	Rebooted bool `json:"-"`
 }
 
 // Resource returns the record of id, making an empty one when there is none.
