@@ -1,0 +1,58 @@
+package store
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+)
+
+// An Instance is a container instance. What changes with every placement is
+// in its Allocation, so that a placement does not rewrite this record.
+type Instance struct {
+	Instance    types.ContainerInstance
+	ClusterName string
+	ID          string
+	// KeyID is the access key that registered the instance.
+	KeyID string
+}
+
+// An Allocation is what is left of an instance's resources.
+type Allocation struct {
+	// CPU is in units of 1/1024 of a core, Memory in MiB.
+	CPU, Memory int64
+	// TCP and UDP are the host ports in use, reserved ones included, sorted.
+	TCP, UDP []int32
+	// GPUs are the ids of the free GPUs.
+	GPUs []string
+	// Pending and Running count tasks.
+	Pending, Running int32
+}
+
+// A Task is a task as the API shows it and what the cluster needs to steer it.
+type Task struct {
+	Task        types.Task
+	ClusterName string
+	ID          string
+	InstanceID  string
+	// DesiredSeq rises with each change of the desired status.
+	DesiredSeq int64
+}
+
+// A Message is one unacknowledged message of an instance's queue.
+type Message struct {
+	InstanceID string
+	Seq        int64
+	MessageID  string
+	Type       string
+	Body       json.RawMessage
+	CreatedAt  time.Time
+}
+
+// A ClientToken remembers the answer of an idempotent call.
+type ClientToken struct {
+	// Digest is of the request's parameters.
+	Digest    string
+	TaskARNs  []string
+	CreatedAt time.Time
+}
