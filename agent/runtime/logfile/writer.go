@@ -1,0 +1,226 @@
+package logfile
+
+import (
+	"os"
+	"strconv"
+	"sync"
+	"time"
+	"unicode/utf8"
+)
+
+const (
+	// Name is the name of the current log file in a container's log directory.
+	Name = "log.json"
+	// MaxLine is the longest piece of a line in one entry (16 KiB, as in Docker).
+	MaxLine = 16 << 10
+	// DefaultMaxBytes and DefaultFiles bound a container's logs to 5 files of 10 MiB.
+	DefaultMaxBytes = 10 << 20
+	DefaultFiles    = 5
+)
+
+// Stream names in entries. StreamNote carries the writer's own remarks, for example
+// that entries were lost to a full disk.
+const (
+	Stdout     = "stdout"
+	Stderr     = "stderr"
+	StreamNote = "berth"
+)
+
+// Writer appends entries to a rotated log. It never fails: what cannot be written is
+// dropped and counted, and the count is noted in the log once writing works again.
+// Its methods may be called from several goroutines.
+type Writer struct {
+	path     string
+	maxBytes int64
+	files    int
+
+	mu      sync.Mutex
+	f       *os.File
+	size    int64
+	dropped uint64
+	reason  string
+	buf     []byte
+}
+
+// NewWriter returns a writer to path that keeps up to files files of up to maxBytes
+// each; values below 1 mean the defaults. The file is opened at the first write.
+func NewWriter(path string, maxBytes int64, files int) *Writer {
+	if maxBytes < 1 {
+		maxBytes = DefaultMaxBytes
+	}
+	if files < 1 {
+		files = DefaultFiles
+	}
+	return &Writer{path: path, maxBytes: maxBytes, files: files}
+}
+
+// Write stores lines, each with its final newline if it has one, as entries of stream
+// with the same time.
+func (w *Writer) Write(stream string, at time.Time, lines ...[]byte) {
+	if len(lines) == 0 {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	start := w.dropped
+	w.buf = w.buf[:0]
+	if w.dropped > 0 {
+		note := "berth-logger: " + strconv.FormatUint(w.dropped, 10) + " lines lost: " + w.reason + "\n"
+		w.buf = appendEntry(w.buf, StreamNote, at, []byte(note))
+	}
+	for _, l := range lines {
+		w.buf = appendEntry(w.buf, stream, at, l)
+	}
+	if err := w.append(); err != nil {
+		w.dropped = start + uint64(len(lines))
+		w.reason = err.Error()
+		return
+	}
+	w.dropped = 0
+}
+
+// Dropped is how many entries were lost since the last one that was stored.
+func (w *Writer) Dropped() uint64 {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.dropped
+}
+
+// Close closes the current file.
+func (w *Writer) Close() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.f == nil {
+		return nil
+	}
+	err := w.f.Close()
+	w.f = nil
+	return err
+}
+
+// append writes w.buf, whole or not at all.
+func (w *Writer) append() error {
+	if err := w.open(); err != nil {
+		return err
+	}
+	if w.size > 0 && w.size+int64(len(w.buf)) > w.maxBytes {
+		if err := w.rotate(); err != nil {
+			return err
+		}
+	}
+	n, err := w.f.Write(w.buf)
+	if err != nil {
+		if n > 0 {
+			// A torn entry would make the file unreadable from there on.
+			if terr := w.f.Truncate(w.size); terr != nil {
+				w.size += int64(n)
+			}
+		}
+		return err
+	}
+	w.size += int64(n)
+	return nil
+}
+
+func (w *Writer) open() error {
+	if w.f != nil {
+		return nil
+	}
+	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	if err != nil {
+		return err
+	}
+	st, err := f.Stat()
+	if err != nil {
+		f.Close()
+		return err
+	}
+	w.f, w.size = f, st.Size()
+	return nil
+}
+
+func (w *Writer) rotate() error {
+	if w.files == 1 {
+		if err := w.f.Truncate(0); err != nil {
+			return err
+		}
+		w.size = 0
+		return nil
+	}
+	for i := w.files - 2; i > 0; i-- {
+		err := os.Rename(Rotated(w.path, i), Rotated(w.path, i+1))
+		if err != nil && !os.IsNotExist(err) {
+			return err
+		}
+	}
+	if err := os.Rename(w.path, Rotated(w.path, 1)); err != nil && !os.IsNotExist(err) {
+		return err
+	}
+	err := w.f.Close()
+	w.f = nil
+	if err != nil {
+		return err
+	}
+	return w.open()
+}
+
+// Rotated is the name of the i-th rotated file of path; 0 is path itself.
+func Rotated(path string, i int) string {
+	if i == 0 {
+		return path
+	}
+	return path + "." + strconv.Itoa(i)
+}
+
+// appendEntry appends one entry as a JSON line.
+func appendEntry(b []byte, stream string, at time.Time, line []byte) []byte {
+	b = append(b, `{"log":"`...)
+	b = appendEscaped(b, line)
+	b = append(b, `","stream":"`...)
+	b = append(b, stream...)
+	b = append(b, `","time":"`...)
+	b = at.UTC().AppendFormat(b, time.RFC3339Nano)
+	return append(b, "\"}\n"...)
+}
+
+const hexDigits = "0123456789abcdef"
+
+// appendEscaped appends s as the inside of a JSON string. Bytes that are not UTF-8
+// become U+FFFD; control characters, and with them terminal escapes, are escaped.
+func appendEscaped(b, s []byte) []byte {
+	start := 0
+	for i := 0; i < len(s); {
+		c := s[i]
+		if c >= ' ' && c < 0x7f && c != '"' && c != '\\' {
+			i++
+			continue
+		}
+		if c >= utf8.RuneSelf {
+			r, n := utf8.DecodeRune(s[i:])
+			if r != utf8.RuneError || n > 1 {
+				i += n
+				continue
+			}
+			b = append(append(b, s[start:i]...), `\ufffd`...)
+			i++
+			start = i
+			continue
+		}
+		b = append(b, s[start:i]...)
+		switch c {
+		case '"', '\\':
+			b = append(b, '\\', c)
+		case '\n':
+			b = append(b, '\\', 'n')
+		case '\r':
+			b = append(b, '\\', 'r')
+		case '\t':
+			b = append(b, '\\', 't')
+		default:
+			b = append(b, '\\', 'u', '0', '0', hexDigits[c>>4], hexDigits[c&15])
+		}
+		i++
+		start = i
+	}
+	return append(b, s[start:]...)
+}
