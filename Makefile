@@ -1,0 +1,77 @@
+# Berth. "make help" lists the targets; packaging/packages.txt lists what they install.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+MAKEFLAGS += --no-print-directory
+
+# Looked up when first used, so that "make help" needs nothing.
+GO = $(eval GO := $$(shell packaging/scripts/find-go))$(GO)
+VERSION = $(eval VERSION := $$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown))$(VERSION)
+
+# containerd is built without what Berth does not use of it.
+TAGS := no_cri no_btrfs no_zfs no_devmapper no_tracing
+GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)'
+PROGRAMS := ./cmd/... ./cni-plugins/... github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
+
+# Packages whose tests use a real host (as root) rather than only themselves.
+GOTEST = $(GO) test -tags '$(TAGS)' -timeout 20m
+UNIT = $$($(GO) list -tags '$(TAGS)' ./... | grep -v '/integ')
+FUZZTIME ?= 20000x
+
+.PHONY: help deps build up down dev test unit integ lint fuzz bench dist clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+deps: ## install what is missing to build and run (Debian packages, Go)
+	@packaging/scripts/install-packages run
+	@packaging/scripts/find-go >/dev/null
+
+build: deps ## build the programs into bin/
+	@mkdir -p bin
+	@$(GOBUILD) -o bin/ $(PROGRAMS)
+
+up: build ## start everything on this host and run the sample task
+	@bin/berth up
+
+down: ## stop everything; nothing but the data in /var/lib/berth is left
+	@if [ -x bin/berth ]; then bin/berth down; else echo "Nothing was built here, so nothing is running from here."; fi
+
+dev: build ## the same as "make up" in the foreground, with all logs; Ctrl-C stops it
+	@bin/berth up --foreground
+
+test: ## every test, as root; installs what the tests need
+	@packaging/scripts/install-packages run test
+	@$(MAKE) build lint
+	@mkdir -p .cache && $(GO) build -o .cache/world ./integ/world/cmd/world && .cache/world take .cache/before.json
+	@$(MAKE) unit integ
+	@.cache/world compare .cache/before.json
+
+unit: ## unit tests with the race detector
+	@CGO_ENABLED=1 $(GOTEST) -race $(UNIT)
+
+integ: ## integration tests, as root, against real containerd, the aws CLI and boto3
+	@$(GOTEST) -count=1 ./integ/...
+
+lint: ## go vet and gofmt; golangci-lint as well where it is installed
+	@$(GO) vet -tags '$(TAGS)' ./...
+	@unformatted=$$(git ls-files -co --exclude-standard '*.go' | xargs "$$(dirname "$$(realpath $(GO))")/gofmt" -l); \
+	  if [ -n "$$unformatted" ]; then echo "Not formatted; run gofmt -w on:" $$unformatted; exit 1; fi
+	@if command -v golangci-lint >/dev/null; then golangci-lint run; fi
+
+fuzz: deps ## every fuzz target for FUZZTIME (a number of executions, or a time)
+	@grep -rl --include='*_test.go' '^func Fuzz' . | xargs -n 1 dirname | sort -u | while read -r dir; do \
+	  for target in $$(grep -ho '^func Fuzz[A-Za-z0-9_]*' $$dir/*_test.go | cut -c6-); do \
+	    $(GO) test -tags '$(TAGS)' -run '^$$' -fuzz "^$$target$$" -fuzztime $(FUZZTIME) "$$dir"; \
+	  done; done
+
+bench: build ## the figures of Berth beside those of the bare containerd client
+	@packaging/scripts/install-packages run test
+	@$(GO) test -tags '$(TAGS)' -run '^$$' -bench . -benchtime 1x -timeout 30m ./integ/bench/... ./cluster/sched/...
+
+dist: build ## one archive of the programs in dist/
+	@mkdir -p dist && tar --sort=name --owner=0 --group=0 --numeric-owner -czf dist/berth-$(VERSION)-linux-$$($(GO) env GOARCH).tar.gz LICENSE README.md CHANGELOG.md examples bin
+	@ls -l dist
+
+clean: ## remove what was built
+	@rm -rf bin dist .cache
