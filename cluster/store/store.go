@@ -11,12 +11,23 @@
 // In etcd the keys are
 //
 //	/berth/v1/<table>/<key>  {"v":1,"d":{record}}
+//
+// One lock guards the mirror and the lists beside it; it is never held
+// across I/O. Update functions run under its read half, so they must be
+// short and must not call the store.
 package store
 
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"math/rand/v2"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
 // Errors of a store.
@@ -41,7 +52,29 @@ type Config struct {
 }
 
 // A Store is open records.
-type Store struct{}
+type Store struct {
+	backend *backend
+	log     *slog.Logger
+	stop    context.CancelFunc // ends the follower
+	stopped chan struct{}      // closed when the follower has ended
+
+	mu      sync.RWMutex
+	m       *mirror
+	closed  bool
+	waiters []waiter
+	watches map[*watch]struct{}
+
+	inflightMu sync.Mutex
+	// inflight holds the records of commits under way by etcd key, so that
+	// the follower need not decode what this process has just encoded.
+	inflight map[string]written
+}
+
+// waiter waits until the mirror has reached a revision.
+type waiter struct {
+	revision int64
+	reached  chan struct{}
+}
 
 // A Change is one committed change of a record. Old and New are pointers to
 // the record type of the table, nil for absent.
@@ -52,40 +85,197 @@ type Change struct {
 	Revision int64
 }
 
-// A Tx is one run of an Update function.
-type Tx struct{ Reader }
-
 // Open opens the records and returns when the mirror holds all of them.
-func Open(ctx context.Context, c Config) (*Store, error) { return nil, errors.ErrUnsupported }
+func Open(ctx context.Context, c Config) (*Store, error) {
+	b, err := openBackend(ctx, c)
+	if err != nil {
+		return nil, err
+	}
+	log := c.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	follow, stop := context.WithCancel(context.WithoutCancel(ctx))
+	s := &Store{
+		backend:  b,
+		log:      log,
+		stop:     stop,
+		stopped:  make(chan struct{}),
+		m:        newMirror(),
+		watches:  make(map[*watch]struct{}),
+		inflight: make(map[string]written),
+	}
+	records, revision, err := load(ctx, b.client)
+	if err != nil {
+		stop()
+		return nil, errors.Join(err, b.close())
+	}
+	for k, r := range records {
+		s.m.set(k.t, k.key, r.record, r.modified)
+	}
+	s.m.revision = revision
+	go s.follow(follow)
+	return s, nil
+}
 
 // Close ends all watches and closes the records.
-func (s *Store) Close() error { return nil }
+func (s *Store) Close() error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		return nil
+	}
+	s.closed = true
+	for w := range s.watches {
+		w.end(ErrClosed)
+	}
+	s.mu.Unlock()
+	s.stop()
+	<-s.stopped
+	return s.backend.close()
+}
 
 // View runs fn on the mirror under a read lock: fn should be short and must
 // not call the store.
-func (s *Store) View(fn func(r Reader)) {}
+func (s *Store) View(fn func(r Reader)) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	fn(s.m)
+}
 
 // Update runs fn and commits what it wrote, again if anything it read or
 // wrote was changed meanwhile by others. fn must have no effect outside tx
 // other than setting variables it sets anew in every run, and must not call
 // the store. When Update returns, the mirror shows the result. An error of
 // fn ends Update without a commit and is returned as it is.
-func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) error { return errors.ErrUnsupported }
-
-// Watch calls fn for every change in commit order until ctx ends. It blocks
-// and returns the reason: the context's error, ErrLagged or ErrClosed.
-func (s *Store) Watch(ctx context.Context, fn func(Change)) error { return errors.ErrUnsupported }
-
-// WatchFrom is Watch with a look at the state before the first change: start
-// runs on the mirror, and fn then gets every later change and no earlier one.
-func (s *Store) WatchFrom(ctx context.Context, start func(r Reader), fn func(Change)) error {
-	return errors.ErrUnsupported
+//
+// An error of etcd may leave it unknown whether the commit happened.
+func (s *Store) Update(ctx context.Context, fn func(tx *Tx) error) error {
+	for attempt := 0; ; attempt++ {
+		c, err := s.run(fn)
+		if err != nil {
+			return err
+		}
+		if len(c.ops) == 0 {
+			return nil
+		}
+		done, revision, err := s.commit(ctx, c)
+		if err != nil {
+			return err
+		}
+		// On a conflict the answer's revision is one at which the change
+		// that was in the way is visible, so the next run sees it.
+		if err := s.wait(ctx, revision, done); err != nil {
+			return err
+		}
+		if done {
+			return nil
+		}
+		if err := backoff(ctx, attempt); err != nil {
+			return err
+		}
+	}
 }
 
-// Peek reads in a transaction without making the commit depend on what is
-// read: for views that need not be exact.
-func Peek(tx *Tx) Reader { return tx.Reader }
+// run runs fn once over the mirror.
+func (s *Store) run(fn func(tx *Tx) error) (*commit, error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return nil, ErrClosed
+	}
+	tx := newTx(s.m)
+	if err := fn(tx); err != nil {
+		return nil, err
+	}
+	return tx.commit()
+}
 
-func (tx *Tx) put(t *table, key string, record any) {}
-func (tx *Tx) delete(t *table, key string)          {}
-func unmarshal(b []byte, v any) error               { return errors.ErrUnsupported }
+func (s *Store) commit(ctx context.Context, c *commit) (done bool, revision int64, err error) {
+	s.inflightMu.Lock()
+	for key, w := range c.records {
+		s.inflight[key] = w
+	}
+	s.inflightMu.Unlock()
+	defer func() {
+		if done {
+			return // the follower takes them out
+		}
+		s.inflightMu.Lock()
+		defer s.inflightMu.Unlock()
+		for key := range c.records {
+			delete(s.inflight, key)
+		}
+	}()
+	r, err := s.backend.client.Txn(ctx).If(c.compares...).Then(c.ops...).Commit()
+	switch {
+	case errors.Is(err, rpctypes.ErrTooManyOps):
+		return false, 0, fmt.Errorf("commit of %d conditions and %d writes: %w; raise --max-txn-ops of the etcd cluster", len(c.compares), len(c.ops), err)
+	case errors.Is(err, rpctypes.ErrNoSpace):
+		return false, 0, fmt.Errorf("commit: %w; compact and defragment etcd or raise its quota", err)
+	case err != nil:
+		return false, 0, fmt.Errorf("commit: %w", err)
+	}
+	return r.Succeeded, r.Header.Revision, nil
+}
+
+// wait returns when the mirror has reached the revision. After a conflict
+// the mirror need not get that far: the revision may be another client's
+// that is not among our keys, so waiting then is only for a moment.
+func (s *Store) wait(ctx context.Context, revision int64, committed bool) error {
+	s.mu.Lock()
+	if s.m.revision >= revision {
+		s.mu.Unlock()
+		return nil
+	}
+	if s.closed {
+		s.mu.Unlock()
+		return ErrClosed
+	}
+	w := waiter{revision, make(chan struct{})}
+	s.waiters = append(s.waiters, w)
+	s.mu.Unlock()
+	var moment <-chan time.Time
+	if !committed {
+		t := time.NewTimer(20 * time.Millisecond)
+		defer t.Stop()
+		moment = t.C
+	}
+	select {
+	case <-w.reached:
+		return nil
+	case <-moment:
+		return nil
+	case <-s.stopped:
+		return ErrClosed
+	case <-ctx.Done():
+		return fmt.Errorf("wait for the commit to be visible: %w", ctx.Err())
+	}
+}
+
+// backoff spreads the runs of transactions that keep colliding: nothing for
+// the first few, then up to 10 ms.
+func backoff(ctx context.Context, attempt int) error {
+	if attempt < 3 {
+		return ctx.Err()
+	}
+	limit := min(time.Duration(attempt)*500*time.Microsecond, 10*time.Millisecond)
+	t := time.NewTimer(rand.N(limit))
+	defer t.Stop()
+	select {
+	case <-t.C:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Ping asks etcd for a linearizable answer: nil means records can be read
+// and written now.
+func (s *Store) Ping(ctx context.Context) error {
+	_, err := s.backend.client.Get(ctx, root, clientv3.WithKeysOnly(), clientv3.WithLimit(1))
+	if err != nil {
+		return fmt.Errorf("ask etcd: %w", err)
+	}
+	return nil
+}
