@@ -1,0 +1,237 @@
+package plan
+
+import (
+	"fmt"
+	"time"
+
+	"berth.dev/berth/agent/task"
+)
+
+// Validate reports why a task could never be carried out: a container name that is
+// missing or used twice, or dependencies that lead nowhere or in a circle.
+func Validate(t *task.Task) error {
+	if len(t.Containers) == 0 {
+		return task.Failf(task.Invalid, task.TaskDependency, "task has no containers, taskArn: %s", t.ARN)
+	}
+	index := make(map[string]int, len(t.Containers))
+	for i := range t.Containers {
+		name := t.Containers[i].Name
+		if name == "" {
+			return task.Failf(task.Invalid, task.TaskDependency, "containers[%d].name is empty, taskArn: %s", i, t.ARN)
+		}
+		if _, twice := index[name]; twice {
+			return task.Failf(task.Invalid, task.TaskDependency, "container name %q is used twice, taskArn: %s", name, t.ARN)
+		}
+		index[name] = i
+	}
+	const open, closed = 1, 2
+	mark := make([]int, len(t.Containers))
+	var visit func(i int) bool
+	visit = func(i int) bool {
+		switch mark[i] {
+		case open:
+			return false
+		case closed:
+			return true
+		}
+		mark[i] = open
+		for _, dep := range t.Containers[i].DependsOn {
+			j, known := index[dep.Container]
+			if !known || !visit(j) {
+				return false
+			}
+		}
+		mark[i] = closed
+		return true
+	}
+	for i := range t.Containers {
+		if !visit(i) {
+			// The words are the protocol's ("Adding a task").
+			return task.Failf(task.Invalid, task.TaskDependency, "Task dependencies cannot be resolved, taskArn: %s", t.ARN)
+		}
+	}
+	return nil
+}
+
+// dependenciesMet reports whether everything that a container waits for has come
+// about (agent protocol, "Dependencies").
+func (d *decision) dependenciesMet(c *task.Container) bool {
+	for _, dep := range c.DependsOn {
+		if met, _ := d.condition(dep); !met {
+			return false
+		}
+	}
+	return true
+}
+
+// condition reports whether a dependency is met, and if it never will be, why.
+func (d *decision) condition(dep task.Dependency) (met bool, never string) {
+	r := d.rec(Container(dep.Container))
+	stopped := ContainerStatus(d.t, d.k, dep.Container) == task.ContainerStopped
+	switch dep.Condition {
+	case task.ConditionStart:
+		return r.Running() || stopped, ""
+	case task.ConditionComplete:
+		if stopped && r.Exit == nil {
+			return false, "dependency did not start"
+		}
+		return stopped && r.Exit != nil, ""
+	case task.ConditionSuccess:
+		switch {
+		case stopped && r.Exit == nil:
+			return false, "dependency did not start"
+		case stopped && r.Exit.Code != 0:
+			return false, fmt.Sprintf("container exited with code %d", r.Exit.Code)
+		}
+		return stopped, ""
+	case task.ConditionHealthy:
+		return false, "container has no health check that this agent runs"
+	default:
+		return false, fmt.Sprintf("unknown condition %q", dep.Condition)
+	}
+}
+
+// dependencies fails the containers whose dependencies can no longer be met.
+func (d *decision) dependencies() {
+	if d.k.Desired == task.StatusStopped {
+		return
+	}
+	for i := range d.t.Containers {
+		c := &d.t.Containers[i]
+		r := d.rec(Container(c.Name))
+		if r.Phase != task.Absent || r.Verb != task.VerbNone || r.Unconfirmed {
+			continue
+		}
+		for _, dep := range c.DependsOn {
+			if why := d.failedDependency(dep); why != "" {
+				d.failDependent(c, dep, why)
+				break
+			}
+		}
+	}
+}
+
+func (d *decision) failedDependency(dep task.Dependency) string {
+	met, never := d.condition(dep)
+	if met || never != "" {
+		return never
+	}
+	on := d.t.Container(dep.Container)
+	started := d.rec(Container(dep.Container)).Started
+	if dep.Condition == task.ConditionStart || on.StartTimeout <= 0 || started.IsZero() {
+		return ""
+	}
+	if end := started.Add(on.StartTimeout); d.now.Before(end) {
+		d.wake(end)
+		return ""
+	}
+	return fmt.Sprintf("dependency on container %s with condition %s has timed out.", dep.Container, dep.Condition)
+}
+
+func (d *decision) failDependent(c *task.Container, dep task.Dependency, why string) {
+	id := Container(c.Name)
+	r := d.touch(id)
+	r.Phase = task.Failed
+	r.Exit = &task.Exit{Code: exitDependency, At: d.now}
+	r.Reason = &task.Reason{
+		Code:   task.CannotStartContainer,
+		Detail: fmt.Sprintf("dependency graph: container %s: dependency on %s with condition %s not resolved: %s", c.Name, dep.Container, dep.Condition, why),
+	}
+	d.event(task.EventActionFailed, id, task.VerbNone, r.Reason.String())
+}
+
+// dependentsStopped reports whether every container that depends on name has ended,
+// so that a task is stopped in the reverse of the order in which it was started.
+func (d *decision) dependentsStopped(name string) bool {
+	for i := range d.t.Containers {
+		c := &d.t.Containers[i]
+		for _, dep := range c.DependsOn {
+			if dep.Container == name && ContainerStatus(d.t, d.k, c.Name) != task.ContainerStopped {
+				return false
+			}
+		}
+	}
+	return true
+}
+
+// confirm asks the runtime about everything that is recorded but not confirmed,
+// which after a restart of the agent is everything.
+func (d *decision) confirm() {
+	for _, id := range resources(d.t) {
+		r, recorded := d.k.Resources[id]
+		if !recorded || !r.Unconfirmed {
+			continue
+		}
+		if !needsProbe(id, r) {
+			r.Unconfirmed = false // Ensure and Remove may be repeated, whatever became of them
+			continue
+		}
+		d.probe(id, r)
+	}
+}
+
+func (d *decision) probe(id task.ResourceID, r *task.Record) {
+	if r.Probing {
+		return
+	}
+	if d.now.Before(r.ProbeAt) {
+		d.wake(r.ProbeAt)
+		return
+	}
+	r.Probing = true
+	d.step.Do = append(d.step.Do, Action{Resource: id, Verb: task.VerbProbe, Attempt: r.ProbeFailed, Deadline: probeTimeout})
+}
+
+// needsProbe reports whether a record says something that only the world can confirm.
+func needsProbe(id task.ResourceID, r *task.Record) bool {
+	switch id.Kind {
+	case task.KindContainer:
+		return r.Phase == task.Present || r.Phase == task.Stopping || r.Phase == task.Ensuring
+	case task.KindNetwork, task.KindCgroup:
+		return r.Phase == task.Present
+	default:
+		return false
+	}
+}
+
+// relist has every running process probed now and then, because an event may have
+// been missed without anybody noticing.
+func (d *decision) relist() {
+	if d.s.Relist <= 0 {
+		return
+	}
+	for i := range d.t.Containers {
+		id := Container(d.t.Containers[i].Name)
+		r := d.rec(id)
+		if !r.Running() || r.Verb != task.VerbNone || r.Probing || r.Unconfirmed {
+			continue
+		}
+		if r.ProbeAt.IsZero() {
+			r.ProbeAt = d.now.Add(d.s.Relist/2 + spread(d.s.Relist, d.t.ARN, i))
+		}
+		d.probe(id, r)
+	}
+}
+
+// resources lists every resource of a task, in the order in which they are made.
+func resources(t *task.Task) []task.ResourceID {
+	ids := make([]task.ResourceID, 0, 3+2*len(t.Containers))
+	ids = append(ids, Admission, Cgroup, Network)
+	for i := range t.Containers {
+		ids = append(ids, Image(t.Containers[i].Name))
+	}
+	for i := range t.Containers {
+		ids = append(ids, Container(t.Containers[i].Name))
+	}
+	return ids
+}
+
+// Suspect marks what runs of a task as unconfirmed: events may have been missed.
+func Suspect(k *task.Known) {
+	for id, r := range k.Resources {
+		if id.Kind == task.KindContainer && r.Running() && r.Verb == task.VerbNone {
+			r.Unconfirmed = true
+			r.ProbeAt = time.Time{}
+		}
+	}
+}
