@@ -1,0 +1,249 @@
+package spec
+
+import (
+	"encoding/json"
+	"flag"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"syscall"
+	"testing"
+
+	"berth.dev/berth/agent/task"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+var update = flag.Bool("update", false, "rewrite the golden files")
+
+func ptr[T any](v T) *T { return &v }
+
+// base is a task in bridge mode on a cgroup v1 host.
+func base() Input {
+	c := task.Container{Name: "web", Image: "my-image", Command: []string{"/serve"}, CPU: 256, Memory: 512}
+	t := &task.Task{ARN: "arn:aws:ecs:us-east-1:000000000000:task/default/0123", NetworkMode: task.NetworkBridge, Containers: []task.Container{c}}
+	return Input{
+		Task: t, Container: &t.Containers[0], CgroupsPath: "/ecs/0123/abcd",
+		Image: Image{Env: []string{"LANG=C"}},
+		Network: Network{Namespace: "/run/netns/x", Hostname: "h1",
+			Hosts: "/n/hosts", Resolv: "/n/resolv.conf", HostnameFile: "/n/hostname"},
+		Host: Host{Arch: "amd64", SwapLimit: true, PidsLimit: 4096, Capabilities: []string{"CAP_CHOWN", "CAP_SYS_ADMIN"}},
+	}
+}
+
+func TestBuildGolden(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		edit func(*Input)
+	}{
+		{"default", func(*Input) {}},
+		{"host-network", func(in *Input) { in.Task.NetworkMode, in.Network = task.NetworkHost, Network{Hostname: "node"} }},
+		{"cgroup-v2", func(in *Input) { in.Host.CgroupV2 = true }},
+		{"environment", func(in *Input) {
+			in.Region = "us-east-1"
+			in.Container.Environment = map[string]string{"LANG": "de", "B": "2", "A": "1=1"}
+			in.Image.Env = []string{"LANG=C", "PATH=/bin", "X="}
+		}},
+		{"environment-replaced", func(in *Input) {
+			in.Container.Environment = map[string]string{"GONE": "1"}
+			in.Container.Config.Env = []string{"K=1", "K=2", "AWS_REGION=here"}
+			in.Region = "us-east-1"
+		}},
+		{"privileged", func(in *Input) {
+			in.Container.HostConfig.Privileged = true
+			in.Host.AppArmor = "berth-default"
+			in.Host.Devices = []specs.LinuxDevice{{Path: "/dev/fuse", Type: "c", Major: 10, Minor: 229}}
+		}},
+		{"capabilities", func(in *Input) {
+			in.Container.HostConfig.CapAdd = []string{"NET_ADMIN", "cap_sys_ptrace"}
+			in.Container.HostConfig.CapDrop = []string{"MKNOD", "NET_RAW"}
+		}},
+		{"capabilities-none", func(in *Input) { in.Container.HostConfig.CapDrop = []string{"all"} }},
+		{"memory", func(in *Input) {
+			in.Container.HostConfig.MemoryReservation = 64 << 20
+			in.Container.HostConfig.MemorySwap = -1
+		}},
+		{"memory-raised-to-minimum", func(in *Input) { in.Container.HostConfig.Memory = 1 << 20 }},
+		{"shares-clamped", func(in *Input) { in.Container.CPU = 1 << 20; in.Container.Memory = 0 }},
+		{"security-options", func(in *Input) {
+			in.Host.AppArmor = "berth-default"
+			in.Container.HostConfig.SecurityOpt = []string{"no-new-privileges", "seccomp=unconfined", "apparmor:mine", "label:disable"}
+		}},
+		{"ulimits-sysctls", func(in *Input) {
+			in.Container.HostConfig.Ulimits = []task.Ulimit{{Name: "nofile", Soft: 1024, Hard: 4096}, {Name: "core", Soft: -1, Hard: -1}}
+			in.Container.HostConfig.Sysctls = map[string]string{"net.core.somaxconn": "1024", "kernel.shmmax": "1"}
+		}},
+		{"files", func(in *Input) {
+			hc := &in.Container.HostConfig
+			hc.ReadonlyRootfs, hc.ShmSize, hc.Init = true, 1<<20, ptr(true)
+			hc.Tmpfs = map[string]string{"/tmp": "size=1m,mode=1777", "/run": ""}
+			in.Host.Init = "/usr/lib/berth/init"
+			in.Volumes = map[string]string{"data": "/srv/data"}
+			in.Container.Mounts = []task.Mount{{Volume: "data", Path: "/data", ReadOnly: true}}
+		}},
+		{"user-workdir-tty", func(in *Input) {
+			in.User = User{UID: 1000, GID: 1001, AdditionalGIDs: []uint32{10}}
+			in.Image.WorkingDir, in.Container.Config.Tty = "srv/../app", true
+			in.Container.Config.Hostname, in.Container.Config.Domainname = "mine", "example.com"
+		}},
+		{"namespaces-of-the-host", func(in *Input) { in.Task.PidMode, in.Task.IpcMode = "host", "host" }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			in := base()
+			tc.edit(&in)
+			s, err := Build(in)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if s.Linux.Seccomp != nil && tc.name != "default" {
+				// The profile has a golden file; the others only show that there is one.
+				s.Linux.Seccomp = &specs.LinuxSeccomp{DefaultAction: s.Linux.Seccomp.DefaultAction}
+			}
+			golden(t, tc.name, s)
+		})
+	}
+}
+
+func golden(t *testing.T, name string, v any) {
+	t.Helper()
+	got, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		t.Fatal(err)
+	}
+	got = append(got, '\n')
+	file := filepath.Join("testdata", name+".json")
+	if *update {
+		if err := os.WriteFile(file, got, 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(string(want), string(got)); diff != "" {
+		t.Errorf("%s differs (run with -update if that is meant):\n%s", file, diff)
+	}
+}
+
+func TestBuildRefuses(t *testing.T) {
+	for _, tc := range []struct {
+		name, field string
+		edit        func(*Input)
+	}{
+		{"no command", "command", func(in *Input) { in.Container.Command = nil }},
+		{"workdir in proc", "workingDirectory", func(in *Input) { in.Container.Config.WorkingDir = "/x/../proc/self/fd/7" }},
+		{"image workdir in proc", "workingDirectory", func(in *Input) { in.Image.WorkingDir = "/proc/1/cwd" }},
+		{"unknown capability", "capabilities.add", func(in *Input) { in.Container.HostConfig.CapAdd = []string{"FLY"} }},
+		{"unknown ulimit", "ulimits", func(in *Input) { in.Container.HostConfig.Ulimits = []task.Ulimit{{Name: "wishes"}} }},
+		{"soft above hard", "ulimits", func(in *Input) { in.Container.HostConfig.Ulimits = []task.Ulimit{{Name: "nofile", Soft: 2, Hard: 1}} }},
+		{"host sysctl", "systemControls", func(in *Input) { in.Container.HostConfig.Sysctls = map[string]string{"kernel.core_pattern": "|/x"} }},
+		{"net sysctl on host", "systemControls", func(in *Input) {
+			in.Network = Network{}
+			in.Container.HostConfig.Sysctls = map[string]string{"net.ipv4.ip_forward": "1"}
+		}},
+		{"mount over proc", "mountPoints", func(in *Input) {
+			in.Container.Mounts = []task.Mount{{Volume: "v", Path: "/proc/sys"}}
+			in.Volumes = map[string]string{"v": "/v"}
+		}},
+		{"unknown volume", "mountPoints", func(in *Input) { in.Container.Mounts = []task.Mount{{Volume: "v", Path: "/v"}} }},
+		{"relative tmpfs", "tmpfs", func(in *Input) { in.Container.HostConfig.Tmpfs = map[string]string{"tmp": ""} }},
+		{"security option", "dockerSecurityOptions", func(in *Input) { in.Container.HostConfig.SecurityOpt = []string{"seccomp=/x.json"} }},
+		{"init missing", "initProcessEnabled", func(in *Input) { in.Container.HostConfig.Init = ptr(true) }},
+		{"reservation above limit", "memoryReservation", func(in *Input) { in.Container.HostConfig.MemoryReservation = 1 << 40 }},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			in := base()
+			tc.edit(&in)
+			_, err := Build(in)
+			if err == nil || !strings.Contains(err.Error(), tc.field) || task.ClassOf(err) != task.Invalid {
+				t.Errorf("got %v (class %q), want an invalid error naming %s", err, task.ClassOf(err), tc.field)
+			}
+		})
+	}
+}
+
+func TestCommand(t *testing.T) {
+	for _, tc := range []struct {
+		name               string
+		imageEntry, imgCmd []string
+		entry              *[]string
+		cmd, want          []string
+	}{
+		{"image only", []string{"e"}, []string{"c"}, nil, nil, []string{"e", "c"}},
+		{"command replaces", []string{"e"}, []string{"c"}, nil, []string{"x"}, []string{"e", "x"}},
+		{"entry point drops the image's command", []string{"e"}, []string{"c"}, &[]string{"n"}, nil, []string{"n"}},
+		{"both", []string{"e"}, []string{"c"}, &[]string{"n"}, []string{"x"}, []string{"n", "x"}},
+		{"empty entry point clears", []string{"e"}, []string{"c"}, &[]string{}, nil, []string{"c"}},
+		{"empty entry point with command", []string{"e"}, []string{"c"}, &[]string{}, []string{"x"}, []string{"x"}},
+	} {
+		in := base()
+		in.Image.Entrypoint, in.Image.Cmd = tc.imageEntry, tc.imgCmd
+		in.Container.EntryPoint, in.Container.Command = tc.entry, tc.cmd
+		got, err := command(in)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(tc.want, got); diff != "" {
+			t.Errorf("%s: %s", tc.name, diff)
+		}
+	}
+}
+
+func TestStopSignal(t *testing.T) {
+	for _, tc := range []struct {
+		configured, image string
+		want              syscall.Signal
+	}{
+		{"", "", syscall.SIGTERM}, {"", "SIGQUIT", syscall.SIGQUIT}, {"INT", "SIGQUIT", syscall.SIGINT},
+		{"9", "", syscall.SIGKILL}, {"SIGRTMIN+3", "", 37}, {"rtmax-1", "", 63},
+		{"0", "", 0}, {"65", "", 0}, {"SIGFOO", "", 0}, {"SIGRTMIN+99", "", 0}, {"RTMINx", "", 0},
+	} {
+		got, err := StopSignal(tc.configured, tc.image)
+		if got != tc.want || (err != nil) != (tc.want == 0) {
+			t.Errorf("%q, %q: got %d, %v", tc.configured, tc.image, got, err)
+		}
+	}
+}
+
+func FuzzSpec(f *testing.F) {
+	f.Add([]byte(`{"command":["x"],"hostConfig":{"CapAdd":["NET_ADMIN"],"Sysctls":{"net.a":"b"}}}`), []byte(`{"WorkingDir":"/w"}`))
+	f.Add([]byte(`{"hostConfig":{"Tmpfs":{"/a":"b"},"SecurityOpt":["seccomp=unconfined"],"Ulimits":[{"Name":"core"}]}}`), []byte(`{"Cmd":["c"]}`))
+	f.Fuzz(func(t *testing.T, container, image []byte) {
+		in := base()
+		var c task.Container
+		if json.Unmarshal(container, &c) != nil || json.Unmarshal(image, &in.Image) != nil {
+			return
+		}
+		in.Container = &c
+		s, err := Build(in)
+		if err != nil {
+			return
+		}
+		if len(s.Process.Args) == 0 || !filepath.IsAbs(s.Process.Cwd) || CheckWorkdir(s.Process.Cwd) != nil {
+			t.Fatalf("args %q cwd %q", s.Process.Args, s.Process.Cwd)
+		}
+		if c.HostConfig.Privileged {
+			return
+		}
+		if !slices.Equal(s.Linux.MaskedPaths, maskedPaths) || !slices.Equal(s.Linux.ReadonlyPaths, readonlyPaths) {
+			t.Fatal("paths are not protected")
+		}
+		asked, _ := capabilityNames("", c.HostConfig.CapAdd)
+		for _, have := range s.Process.Capabilities.Bounding {
+			if !slices.Contains(capabilitiesDefault, have) && !slices.Contains(asked, have) && !slices.Contains(asked, "ALL") {
+				t.Fatalf("capability %s was not asked for", have)
+			}
+		}
+		if s.Process.Capabilities.Ambient != nil || s.Process.Capabilities.Inheritable != nil || s.Linux.Resources.Devices[0].Allow || len(s.Linux.Devices) > 0 {
+			t.Fatal("more than was asked for")
+		}
+		for _, m := range s.Mounts {
+			if m.Type == "bind" && !slices.Contains([]string{"/n/hosts", "/n/resolv.conf", "/n/hostname"}, m.Source) {
+				t.Fatalf("mount of %s", m.Source)
+			}
+		}
+	})
+}
