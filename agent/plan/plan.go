@@ -43,6 +43,7 @@ const (
 	killAgain       = 5 * time.Second  // a process that outlives its kill is killed again
 	retryMin        = 200 * time.Millisecond
 	retryMax        = 30 * time.Second
+	containerFlush  = 10 * time.Second // ends of containers of a stopping task are told after this at the latest (agent protocol, SubmitTaskStateChange: 10 to 30 s)
 	deliveryCheck   = 30 * time.Second // look again whether the cluster has taken the STOPPED
 	exitDependency  = 143              // exit code of a container whose dependency failed (agent protocol, "Dependencies")
 )

@@ -152,9 +152,26 @@ func reportable(s task.ContainerStatus) task.ContainerStatus {
 	}
 }
 
+// containersOwed reports whether a container of a running task has something to tell.
+// While the task stops, what its containers tell waits a little, because it mostly
+// travels with the task's own STOPPED.
 func (d *decision) containersOwed() bool {
 	return slices.ContainsFunc(d.t.Containers, func(c task.Container) bool {
-		return reportable(ContainerStatus(d.t, d.k, c.Name)) > d.k.SentContainers[c.Name]
+		if reportable(ContainerStatus(d.t, d.k, c.Name)) <= d.k.SentContainers[c.Name] {
+			return false
+		}
+		if d.k.Desired != task.StatusStopped {
+			return true
+		}
+		at := d.k.StopRequested
+		if exit := d.rec(Container(c.Name)).Exit; exit != nil && exit.At.After(at) {
+			at = exit.At
+		}
+		if at = at.Add(containerFlush); d.now.Before(at) {
+			d.wake(at)
+			return false
+		}
+		return true
 	})
 }
 
