@@ -5,9 +5,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
-	"strings"
 	"time"
 
+	"berth.dev/berth/cluster/awsjson"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -17,10 +17,10 @@ const loadPage = 2000
 // layoutVersion is the version of the record encoding that is written.
 const layoutVersion = 1
 
-// envelope is what an etcd value holds.
+// envelope is what an etcd value holds: the layout version and the record.
 type envelope struct {
-	Version int             `json:"v"`
-	Data    json.RawMessage `json:"d"`
+	V int
+	D json.RawMessage
 }
 
 // load reads all records at one revision.
@@ -202,21 +202,20 @@ func (s *Store) resync(ctx context.Context) error {
 	return nil
 }
 
-func marshal(record any) ([]byte, error) {
-	data, err := json.Marshal(record)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(envelope{layoutVersion, data})
+// marshal writes a record with layoutVersion.
+func marshal(record any) []byte {
+	b := []byte(`{"v":1,"d":`)
+	b = awsjson.Append(b, record)
+	return append(b, '}')
 }
 
 func unmarshal(b []byte, record any) error {
 	var e envelope
-	if err := json.Unmarshal(b, &e); err != nil {
+	if err := awsjson.Unmarshal(b, &e); err != nil {
 		return fmt.Errorf("envelope: %w", err)
 	}
-	if e.Version != layoutVersion {
-		return fmt.Errorf("version %d is not %d: written by a newer berth; upgrade this one", e.Version, layoutVersion)
+	if e.V != layoutVersion {
+		return fmt.Errorf("version %d is not %d: written by a newer berth; upgrade this one", e.V, layoutVersion)
 	}
-	return json.NewDecoder(strings.NewReader(string(e.Data))).Decode(record)
+	return awsjson.Unmarshal(e.D, record)
 }

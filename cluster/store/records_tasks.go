@@ -15,6 +15,9 @@ type Instance struct {
 	ID          string
 	// KeyID is the access key that registered the instance.
 	KeyID string
+	// DeregisteredAt is set while a deregistered instance is still shown as
+	// INACTIVE.
+	DeregisteredAt *time.Time
 }
 
 // An Allocation is what is left of an instance's resources.
@@ -25,8 +28,6 @@ type Allocation struct {
 	TCP, UDP []int32
 	// GPUs are the ids of the free GPUs.
 	GPUs []string
-	// Pending and Running count tasks.
-	Pending, Running int32
 }
 
 // A Task is a task as the API shows it and what the cluster needs to steer it.
@@ -37,6 +38,15 @@ type Task struct {
 	InstanceID  string
 	// DesiredSeq rises with each change of the desired status.
 	DesiredSeq int64
+	// Held is what the task takes from its instance until it stops.
+	Held Held
+}
+
+// Held is what one task takes from the instance it was placed on.
+type Held struct {
+	CPU, Memory int64 // units as in Allocation
+	TCP, UDP    []int32
+	GPUs        []string
 }
 
 // A Message is one unacknowledged message of an instance's queue.

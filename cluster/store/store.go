@@ -188,7 +188,7 @@ func (s *Store) run(fn func(tx *Tx) error) (*commit, error) {
 	if err := fn(tx); err != nil {
 		return nil, err
 	}
-	return tx.commit()
+	return tx.commit(), nil
 }
 
 func (s *Store) commit(ctx context.Context, c *commit) (done bool, revision int64, err error) {

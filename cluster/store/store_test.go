@@ -7,12 +7,14 @@ import (
 	"net"
 	"net/url"
 	"path/filepath"
+	"reflect"
 	"slices"
 	"strconv"
 	"sync"
 	"testing"
 	"time"
 
+	"berth.dev/berth/cluster/awsjson"
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"github.com/google/go-cmp/cmp"
@@ -514,6 +516,22 @@ func TestNewerRecordIsRefused(t *testing.T) {
 	for _, bad := range []string{"", "{", `{"v":1}`, `{"v":1,"d":3}`, `[]`} {
 		if err := unmarshal([]byte(bad), &Value{}); err == nil {
 			t.Errorf("%q was read", bad)
+		}
+	}
+}
+
+// TestRecordsAreWhole finds fields of records that would be lost in etcd.
+func TestRecordsAreWhole(t *testing.T) {
+	// Unions of API features that the cluster does not offer.
+	known := []string{"Container.GpuSharingStrategy", "ResourceRequirement.SharingStrategy"}
+	for _, def := range []any{
+		Cluster{}, Family{}, TaskDefinition{}, Instance{}, Allocation{}, Task{}, Message{},
+		AccessKey{}, ClientToken{}, Setting{}, Value{},
+	} {
+		for _, f := range awsjson.Skipped(reflect.TypeOf(def)) {
+			if !slices.Contains(known, f) {
+				t.Errorf("%T: field %s cannot be stored", def, f)
+			}
 		}
 	}
 }

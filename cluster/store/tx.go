@@ -1,7 +1,6 @@
 package store
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 
@@ -163,7 +162,7 @@ type written struct {
 	record any
 }
 
-func (tx *Tx) commit() (*commit, error) {
+func (tx *Tx) commit() *commit {
 	c := &commit{records: make(map[string]written, len(tx.writes))}
 	for k, revision := range tx.reads {
 		c.compares = append(c.compares, clientv3.Compare(clientv3.ModRevision(k.String()), "=", revision))
@@ -180,12 +179,9 @@ func (tx *Tx) commit() (*commit, error) {
 			}
 			continue
 		}
-		data, err := marshal(record)
-		if err != nil {
-			return nil, fmt.Errorf("encode record %s: %w", name, err)
-		}
+		data := marshal(record)
 		c.ops = append(c.ops, clientv3.OpPut(name, string(data)))
 		c.records[name] = written{data, record}
 	}
-	return c, nil
+	return c
 }
