@@ -1,0 +1,137 @@
+// Package layout says where Berth keeps its files on a host, so that every verb and
+// every program it starts agree, and so that a second system can live under a
+// directory of its own.
+package layout
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+)
+
+// Layout is the set of directories of one Berth system. The zero value is the
+// system of the host itself: /run/berth, /var/lib/berth and /var/log/berth.
+type Layout struct {
+	// Root is put before every path. It must be absolute, and short enough that the
+	// path of a unix socket below it stays under the kernel's 108 bytes (unix(7)).
+	Root string
+}
+
+// maxRoot leaves room for the longest socket path below the root in the 107 usable
+// bytes of a unix socket's address (unix(7), sun_path): the private containerd's.
+const maxRoot = 107 - len("/run/berth/containerd/containerd.sock.ttrpc")
+
+// New checks root and returns the layout below it; "" means the host's own.
+func New(root string) (Layout, error) {
+	if root == "" || root == "/" {
+		return Layout{}, nil
+	}
+	abs, err := filepath.Abs(root)
+	if err != nil {
+		return Layout{}, fmt.Errorf("--root %s: %w", root, err)
+	}
+	if len(abs) > maxRoot {
+		return Layout{}, fmt.Errorf("--root %s: %d bytes is too long for the sockets below it; use a path of at most %d", abs, len(abs), maxRoot)
+	}
+	return Layout{Root: abs}, nil
+}
+
+// Run holds what ends with the system: pid files, sockets, mounts.
+func (l Layout) Run(elem ...string) string { return l.join("run/berth", elem) }
+
+// Lib holds what outlives the system: databases, keys, images.
+func (l Layout) Lib(elem ...string) string { return l.join("var/lib/berth", elem) }
+
+// Log holds the logs of Berth's programs and the output of containers.
+func (l Layout) Log(elem ...string) string { return l.join("var/log/berth", elem) }
+
+func (l Layout) join(dir string, elem []string) string {
+	return filepath.Join(append([]string{"/", l.Root, dir}, elem...)...)
+}
+
+// AgentSocket is the agent's debug socket.
+func (l Layout) AgentSocket() string { return l.Run("agent.sock") }
+
+// AgentDir is the agent's state directory (ECS_DATADIR).
+func (l Layout) AgentDir() string { return l.Lib("agent") }
+
+// AgentKey is the file with the agent's own access key, mode 0600.
+func (l Layout) AgentKey() string { return l.Lib("agent", "key.json") }
+
+// ClusterDir is the cluster's state directory.
+func (l Layout) ClusterDir() string { return l.Lib("cluster") }
+
+// OperatorKey is the file with the operator's access key, mode 0600, which the
+// cluster writes at its first start.
+func (l Layout) OperatorKey() string { return l.Lib("cluster", "operator.json") }
+
+// ContainerdRoot, ContainerdState and ContainerdSocket belong to the containerd that
+// Berth brings where the host has none.
+func (l Layout) ContainerdRoot() string { return l.Lib("containerd") }
+
+// ContainerdState is the private containerd's state directory.
+func (l Layout) ContainerdState() string { return l.Run("containerd") }
+
+// ContainerdSocket is the private containerd's socket.
+func (l Layout) ContainerdSocket() string { return l.Run("containerd", "containerd.sock") }
+
+// System is what "berth up" decided, kept in the run directory for the verbs that
+// come after it.
+type System struct {
+	URL        string `json:"url"`        // of the cluster
+	Cluster    string `json:"cluster"`    // name the agent registers in
+	Containerd string `json:"containerd"` // address of its socket
+	Private    bool   `json:"private"`    // whether that containerd is our own
+}
+
+// ErrNotUp says that no system was started with this layout.
+var ErrNotUp = errors.New("Berth is not up here; start it with: berth up") //nolint:staticcheck // Berth is a name, and the line is for people
+
+// ReadSystem returns what "berth up" decided, or ErrNotUp.
+func (l Layout) ReadSystem() (System, error) {
+	var s System
+	err := ReadJSON(l.Run("system.json"), &s)
+	if errors.Is(err, fs.ErrNotExist) {
+		return System{}, ErrNotUp
+	}
+	return s, err
+}
+
+// WriteSystem keeps s for later verbs.
+func (l Layout) WriteSystem(s System) error { return WriteJSON(l.Run("system.json"), s) }
+
+// ReadJSON reads the file at path into v.
+func ReadJSON(path string, v any) error {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return err
+	}
+	if err := json.Unmarshal(b, v); err != nil {
+		return fmt.Errorf("%s: %w", path, err)
+	}
+	return nil
+}
+
+// WriteJSON replaces the file at path by v, readable by its owner only. A reader
+// sees the old or the new content, never a part.
+func WriteJSON(path string, v any) error {
+	b, err := json.MarshalIndent(v, "", "  ")
+	if err != nil {
+		return err
+	}
+	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
+	if err != nil {
+		return err
+	}
+	defer os.Remove(tmp.Name()) // fails after the rename, which is what it should
+	if _, err := tmp.Write(append(b, '\n')); err != nil {
+		return errors.Join(err, tmp.Close())
+	}
+	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {
+		return err
+	}
+	return os.Rename(tmp.Name(), path)
+}

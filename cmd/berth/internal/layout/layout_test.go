@@ -1,0 +1,67 @@
+package layout
+
+import (
+	"errors"
+	"os"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestLayoutKeepsEverythingBelowItsRoot(t *testing.T) {
+	for _, tt := range []struct{ root, socket, key string }{
+		{"", "/run/berth/agent.sock", "/var/lib/berth/agent/key.json"},
+		{"/", "/run/berth/agent.sock", "/var/lib/berth/agent/key.json"},
+		{"/srv/two", "/srv/two/run/berth/agent.sock", "/srv/two/var/lib/berth/agent/key.json"},
+	} {
+		l, err := New(tt.root)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := l.AgentSocket(); got != tt.socket {
+			t.Errorf("root %q: agent socket %s, want %s", tt.root, got, tt.socket)
+		}
+		if got := l.AgentKey(); got != tt.key {
+			t.Errorf("root %q: agent key %s, want %s", tt.root, got, tt.key)
+		}
+	}
+}
+
+func TestLongestAllowedRootKeepsSocketsBindable(t *testing.T) {
+	l, err := New("/" + strings.Repeat("d", maxRoot-1))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n := len(l.ContainerdSocket() + ".ttrpc"); n > 107 {
+		t.Errorf("socket path of %d bytes; the kernel takes 107", n)
+	}
+	if _, err := New("/" + strings.Repeat("d", maxRoot)); err == nil {
+		t.Error("a longer root was accepted")
+	}
+}
+
+func TestSystemIsReadBackAndAbsentMeansNotUp(t *testing.T) {
+	l, err := New(t.TempDir())
+	if err != nil {
+		t.Skipf("the test directory is too deep: %v", err)
+	}
+	if _, err := l.ReadSystem(); !errors.Is(err, ErrNotUp) {
+		t.Fatalf("before up: %v, want ErrNotUp", err)
+	}
+	if err := os.MkdirAll(l.Run(), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	want := System{URL: "http://127.0.0.1:7700", Cluster: "default", Containerd: "/run/x.sock", Private: true}
+	if err := l.WriteSystem(want); err != nil {
+		t.Fatal(err)
+	}
+	got, err := l.ReadSystem()
+	if diff := cmp.Diff(want, got); err != nil || diff != "" {
+		t.Errorf("read back: %v %s", err, diff)
+	}
+	info, err := os.Stat(l.Run("system.json"))
+	if err != nil || info.Mode().Perm() != 0o600 {
+		t.Errorf("mode %v, want 0600 (%v)", info.Mode(), err)
+	}
+}
