@@ -73,6 +73,9 @@ func (n *Need) addContainer(c *types.ContainerDefinition, o *types.ContainerOver
 			gpus = o.ResourceRequirements
 		}
 	}
+	if cpu < 0 || memory != nil && *memory < 0 || soft != nil && *soft < 0 {
+		return errors.New("cpu and memory cannot be negative")
+	}
 	n.CPU += cpu
 	switch {
 	case soft != nil:
