@@ -58,8 +58,8 @@ func (p Program) Running() (*Process, error) {
 	return &proc, nil
 }
 
-// Start starts argv in a session of its own with env added to the environment, and
-// returns when the process exists; whether it works is for the caller to find out.
+// Start starts argv in a session of its own with the environment env, and returns when
+// the process exists; whether it works is for the caller to find out.
 func (p Program) Start(argv, env []string) (*Process, error) {
 	for _, dir := range []string{filepath.Dir(p.PIDFile), filepath.Dir(p.LogFile)} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -72,7 +72,7 @@ func (p Program) Start(argv, env []string) (*Process, error) {
 	}
 	defer log.Close()
 	cmd := exec.Command(argv[0], argv[1:]...)
-	cmd.Env = append(os.Environ(), env...)
+	cmd.Env = env
 	cmd.Dir = "/"
 	cmd.Stdout, cmd.Stderr = log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}

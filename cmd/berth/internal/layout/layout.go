@@ -58,8 +58,9 @@ func (l Layout) AgentSocket() string { return l.Run("agent.sock") }
 // AgentDir is the agent's state directory (ECS_DATADIR).
 func (l Layout) AgentDir() string { return l.Lib("agent") }
 
-// AgentKey is the file with the agent's own access key, mode 0600.
-func (l Layout) AgentKey() string { return l.Lib("agent", "key.json") }
+// AgentKey is the file with the agent's own access key, mode 0600, in the form of an
+// AWS shared credentials file (BERTH_KEY_FILE).
+func (l Layout) AgentKey() string { return l.Lib("agent", "credentials") }
 
 // ClusterDir is the cluster's state directory.
 func (l Layout) ClusterDir() string { return l.Lib("cluster") }
@@ -122,12 +123,17 @@ func WriteJSON(path string, v any) error {
 	if err != nil {
 		return err
 	}
+	return WriteFile(path, append(b, '\n'))
+}
+
+// WriteFile replaces the file at path by b, as WriteJSON does.
+func WriteFile(path string, b []byte) error {
 	tmp, err := os.CreateTemp(filepath.Dir(path), ".new-*") // 0600
 	if err != nil {
 		return err
 	}
 	defer os.Remove(tmp.Name()) // fails after the rename, which is what it should
-	if _, err := tmp.Write(append(b, '\n')); err != nil {
+	if _, err := tmp.Write(b); err != nil {
 		return errors.Join(err, tmp.Close())
 	}
 	if err := errors.Join(tmp.Sync(), tmp.Close()); err != nil {

@@ -11,9 +11,9 @@ import (
 
 func TestLayoutKeepsEverythingBelowItsRoot(t *testing.T) {
 	for _, tt := range []struct{ root, socket, key string }{
-		{"", "/run/berth/agent.sock", "/var/lib/berth/agent/key.json"},
-		{"/", "/run/berth/agent.sock", "/var/lib/berth/agent/key.json"},
-		{"/srv/two", "/srv/two/run/berth/agent.sock", "/srv/two/var/lib/berth/agent/key.json"},
+		{"", "/run/berth/agent.sock", "/var/lib/berth/agent/credentials"},
+		{"/", "/run/berth/agent.sock", "/var/lib/berth/agent/credentials"},
+		{"/srv/two", "/srv/two/run/berth/agent.sock", "/srv/two/var/lib/berth/agent/credentials"},
 	} {
 		l, err := New(tt.root)
 		if err != nil {
