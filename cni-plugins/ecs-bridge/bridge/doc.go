@@ -1,0 +1,56 @@
+// Package bridge connects network namespaces to the host through a Linux bridge, with
+// addresses, masquerading and published ports. It is the code of the ecs-bridge CNI
+// plugin and is called in process by the agent, so that both leave the same things on
+// the host. It speaks netlink and nftables itself and executes nothing.
+//
+// # What is on the host
+//
+//	bridge          Config.Bridge with the first address of the subnet
+//	host veth       brth<11 hex digits of a hash of bridge, container id, interface name>
+//	inet table      Config.Table: map "published" (protocol . port -> address . port),
+//	                set "hairpin", and the chains below
+//	bridge table    Config.Table: which port may send from which MAC and address
+//	<Dir>/<address> one reservation, JSON, written and fsynced before anything else of
+//	                an attachment is made and removed after everything else is gone
+//	<Dir>/host.json sysctls as they were before, for Teardown
+//
+// A reservation holds everything that an attachment consists of. It is the intent log
+// and the stored CNI result in one: whatever a crash leaves behind can be found and
+// removed from it, and the nftables sets can be rebuilt from all of them (Setup does).
+// A file that does not decode (an empty one, after a power cut on a file system that
+// reorders) belongs to nobody; it is treated as free and removed when it is found while
+// no other process is adding.
+//
+// # Isolation
+//
+// A namespace gets its address as a /32 and reaches everything through the bridge's
+// address. Bridge ports are isolated from one another; the bridge table drops every
+// frame whose interface, source MAC and source address (or ARP sender) do not belong
+// together; the forward chain lets a namespace be reached only by replies and through
+// published ports. The bridge needs route_localnet for ports on 127.0.0.1, so packets
+// that arrive from it for 127.0.0.0/8 are dropped before anything else.
+//
+// # Published ports
+//
+// A port is one element of a map. Publishing and withdrawing are one nftables batch
+// per attachment, whatever the number of ports and attachments. Translation applies to
+// packets for any local address, from outside, from the host itself (also 127.0.0.1),
+// from other namespaces and from the publishing namespace itself.
+//
+// There is no window in which a port could belong to two: a socket is bound and
+// listening on 0.0.0.0:port before the element is committed, which fails if anybody else has
+// the port, and is closed after it. From the commit on the kernel hands all IPv4 traffic for the port
+// to the namespace, so that a process binding it later gets none; this needs no process
+// of ours to be alive. With Config.Hold the socket stays open as long as the port is
+// published and its Host is open (and is opened again by Setup), so that such a process
+// gets EADDRINUSE instead of silence. A socket that cannot be opened again, because
+// somebody took the port while the agent was down, is logged; traffic still goes to
+// the namespace.
+//
+// # Other firewalls
+//
+// Only the two tables above are touched. nftables evaluates every table's chains of a
+// hook: an accept of ours cannot overrule another table's drop. Where a firewall drops
+// forwarded packets by policy, ForwardDrops names the chain, and the operator has to
+// accept traffic from and to the bridge in it.
+package bridge

@@ -1,0 +1,472 @@
+package bridge
+
+import (
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+)
+
+// Host is the host's side of the bridge network: the network namespace in which Open
+// was called. Its methods may be called from many goroutines; calls for the same Key
+// must not overlap. All must be called in that namespace.
+type Host struct {
+	cfg   Config
+	log   *slog.Logger
+	res   reservations
+	rules *rules
+	route *netlink.Handle
+
+	mu                  sync.Mutex
+	byKey               map[Key]*Attachment
+	byAddr              map[netip.Addr]Key
+	ports               map[portKey]Key
+	held                map[Key]sockets
+	firstPort, lastPort uint16
+	nextPort            uint16
+	mtu                 int
+
+	// nft serialises batches: the kernel does so anyway, and a batch that fails on
+	// another's change would have to be sent again.
+	nft sync.Mutex
+	// seen is what the sets held when they were last read, guarded by nft.
+	seen *snapshot
+}
+
+// Open reads the reservations and opens a netlink socket. It changes nothing on the
+// host but making Dir.
+func Open(cfg Config) (*Host, error) {
+	if err := cfg.normalize(); err != nil {
+		return nil, err
+	}
+	h := &Host{
+		cfg: cfg, log: cfg.Log, res: reservations{cfg.Dir}, mtu: cfg.MTU,
+		firstPort: cfg.FirstPort, lastPort: cfg.LastPort, held: map[Key]sockets{},
+	}
+	if h.firstPort == 0 {
+		h.firstPort, h.lastPort = kernelPortRange()
+	}
+	var err error
+	if h.rules, err = newRules(&h.cfg); err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o700); err != nil {
+		return nil, err
+	}
+	if err := h.load(); err != nil {
+		return nil, err
+	}
+	if h.route, err = netlink.NewHandle(unix.NETLINK_ROUTE); err != nil {
+		return nil, fmt.Errorf("netlink: %w", err)
+	}
+	return h, nil
+}
+
+// Close closes sockets, those that hold ports too. The network stays as it is.
+func (h *Host) Close() error {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var errs []error
+	for k, s := range h.held {
+		errs = append(errs, s.close())
+		delete(h.held, k)
+	}
+	h.route.Close()
+	return errors.Join(errs...)
+}
+
+// Config is the configuration with its defaults filled in.
+func (h *Host) Config() Config { return h.cfg }
+
+// load reads the directory of reservations into memory.
+func (h *Host) load() error {
+	all, _, err := h.res.list()
+	if err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.byKey, h.byAddr, h.ports = map[Key]*Attachment{}, map[netip.Addr]Key{}, map[portKey]Key{}
+	for _, a := range all {
+		h.remember(a)
+	}
+	return nil
+}
+
+// remember and forget keep the indexes; the caller holds h.mu.
+func (h *Host) remember(a *Attachment) {
+	h.byKey[a.Key()] = a
+	h.byAddr[a.Address] = a.Key()
+	for _, p := range a.Ports {
+		for _, k := range p.keys() {
+			h.ports[k] = a.Key()
+		}
+	}
+}
+
+func (h *Host) forget(a *Attachment) {
+	key := a.Key()
+	delete(h.byKey, key)
+	if h.byAddr[a.Address] == key {
+		delete(h.byAddr, a.Address)
+	}
+	for _, p := range a.Ports {
+		for _, k := range p.keys() {
+			if h.ports[k] == key {
+				delete(h.ports, k)
+			}
+		}
+	}
+}
+
+// Setup makes the bridge and the tables, or repairs them: afterwards they are as the
+// reservations say, whatever was there. It also removes what interrupted additions
+// left in Dir, and with Config.Hold takes all published ports again. It is to be called
+// when the agent starts and may be called at any time.
+func (h *Host) Setup(ctx context.Context) error {
+	unlock, err := h.res.lock(true)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	return h.setup(ctx)
+}
+
+// setup is Setup; the caller holds the exclusive lock.
+func (h *Host) setup(ctx context.Context) error {
+	all, junk, err := h.res.list()
+	if err != nil {
+		return err
+	}
+	for _, name := range junk {
+		h.log.Warn("removing a reservation that is nobody's", "file", name)
+		if err := h.res.release(name); err != nil {
+			return err
+		}
+	}
+	if err := h.load(); err != nil {
+		return err
+	}
+	if err := h.ensureBridge(); err != nil {
+		return err
+	}
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	var e elements
+	for _, a := range all {
+		e.add(a)
+	}
+	h.nft.Lock()
+	defer h.nft.Unlock()
+	if err := h.rules.replace(&e); err != nil {
+		return err
+	}
+	if h.cfg.Hold {
+		h.holdAll(all)
+	}
+	return nil
+}
+
+// ready makes the bridge and the tables if they are not there; a plugin calls it before
+// adding, where Setup's rebuild would be waste.
+func (h *Host) ready(ctx context.Context) error {
+	if link, err := h.route.LinkByName(h.cfg.Bridge); err == nil && link.Attrs().Flags&net.FlagUp != 0 {
+		if ok, err := h.rules.current(); err != nil {
+			return err
+		} else if ok {
+			return nil
+		}
+	}
+	return h.Setup(ctx)
+}
+
+// holdAll binds the published ports that this Host does not hold yet.
+func (h *Host) holdAll(all []*Attachment) {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, a := range all {
+		s := h.held[a.Key()]
+		if s == nil {
+			s = sockets{}
+		}
+		for _, p := range a.Ports {
+			for _, k := range p.keys() {
+				if _, ok := s[k]; ok {
+					continue
+				}
+				if err := s.bind(k); err != nil {
+					h.log.Warn("another process has taken a published port; its traffic still goes to the task",
+						"task", a.ID, "port", k.String(), "err", err)
+				}
+			}
+		}
+		if len(s) > 0 {
+			h.held[a.Key()] = s
+		}
+	}
+}
+
+// ensureBridge makes the bridge interface with its address and the sysctls it needs.
+func (h *Host) ensureBridge() error {
+	link, err := h.route.LinkByName(h.cfg.Bridge)
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+		link, err = h.createBridge()
+	}
+	if err != nil {
+		return fmt.Errorf("bridge %s: %w", h.cfg.Bridge, err)
+	}
+	if link.Type() != "bridge" {
+		return fail(Invalid, "bridge %s: an interface of type %s has this name", h.cfg.Bridge, link.Type())
+	}
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: h.cfg.gateway().AsSlice(), Mask: net.CIDRMask(h.cfg.Subnet.Bits(), 32)}}
+	if err := h.route.AddrReplace(link, addr); err != nil {
+		return fmt.Errorf("address %s of bridge %s: %w", addr.IPNet, h.cfg.Bridge, err)
+	}
+	if err := h.route.LinkSetUp(link); err != nil {
+		return fmt.Errorf("bridge %s: %w", h.cfg.Bridge, err)
+	}
+	h.mu.Lock()
+	h.mtu = link.Attrs().MTU
+	h.mu.Unlock()
+	for _, s := range []struct{ key, value string }{
+		{"ipv4/conf/" + h.cfg.Bridge + "/route_localnet", "1"}, // published ports on 127.0.0.1
+		{"ipv4/conf/" + h.cfg.Bridge + "/rp_filter", "1"},
+		{"ipv4/conf/" + h.cfg.Bridge + "/send_redirects", "0"},
+		{"ipv6/conf/" + h.cfg.Bridge + "/disable_ipv6", "1"},
+	} {
+		if err := writeSysctl(s.key, s.value); err != nil {
+			// A kernel without IPv6 has no such key.
+			if strings.HasPrefix(s.key, "ipv6/") && errors.Is(err, fs.ErrNotExist) {
+				continue
+			}
+			return err
+		}
+	}
+	return h.enableForwarding()
+}
+
+func (h *Host) createBridge() (netlink.Link, error) {
+	mtu, err := h.checkRoutes()
+	if err != nil {
+		return nil, err
+	}
+	if h.cfg.MTU != 0 {
+		mtu = h.cfg.MTU
+	}
+	snooping := false // costs timers and answers nobody's question here
+	br := &netlink.Bridge{
+		LinkAttrs:         netlink.LinkAttrs{Name: h.cfg.Bridge, MTU: mtu, HardwareAddr: macOf(h.cfg.gateway())},
+		MulticastSnooping: &snooping,
+	}
+	if err := h.route.LinkAdd(br); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	return h.route.LinkByName(h.cfg.Bridge)
+}
+
+// checkRoutes refuses a subnet that the host already has a route to, and finds the MTU
+// of the link of the default route.
+func (h *Host) checkRoutes() (mtu int, err error) {
+	routes, err := h.route.RouteList(nil, netlink.FAMILY_V4)
+	if err != nil {
+		return 0, fmt.Errorf("list routes: %w", err)
+	}
+	mtu = DefaultMTU
+	for _, r := range routes {
+		if r.Dst == nil || r.Dst.IP.IsUnspecified() {
+			if link, err := h.route.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().MTU > 0 {
+				mtu = link.Attrs().MTU
+			}
+			continue
+		}
+		ip, ok := netip.AddrFromSlice(r.Dst.IP.To4())
+		if !ok {
+			continue
+		}
+		bits, _ := r.Dst.Mask.Size()
+		if dst := netip.PrefixFrom(ip, bits); dst.Overlaps(h.cfg.Subnet) {
+			return 0, fail(Invalid, "subnet %s overlaps the host's route to %s: choose another subnet for the bridge", h.cfg.Subnet, dst)
+		}
+	}
+	return mtu, nil
+}
+
+// saved is what Teardown restores, the content of host.json.
+type saved struct {
+	IPForward string `json:"ipForward"`
+}
+
+const (
+	savedFile  = "host.json"
+	forwarding = "ipv4/ip_forward"
+)
+
+// enableForwarding turns IPv4 forwarding on, after noting that it was off.
+func (h *Host) enableForwarding() error {
+	was, err := os.ReadFile(filepath.Join(sysctlRoot, forwarding))
+	if err != nil {
+		return fmt.Errorf("sysctl net.ipv4.ip_forward: %w", err)
+	}
+	value := strings.TrimSpace(string(was))
+	if value == "1" {
+		return nil
+	}
+	data, err := json.Marshal(saved{IPForward: value})
+	if err != nil {
+		return err
+	}
+	path := filepath.Join(h.cfg.Dir, savedFile)
+	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
+		return err
+	}
+	if err := os.Rename(path+".new", path); err != nil {
+		return err
+	}
+	return writeSysctl(forwarding, "1")
+}
+
+// Teardown removes every attachment, the bridge, the tables and the reservations, and
+// restores forwarding as it was before Setup. Namespaces stay, without an interface.
+func (h *Host) Teardown(ctx context.Context) error {
+	if _, err := os.Stat(h.cfg.Dir); errors.Is(err, fs.ErrNotExist) {
+		return h.removeHostObjects()
+	}
+	unlock, err := h.res.lock(true)
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if err := h.load(); err != nil {
+		return err
+	}
+	for _, a := range h.Attachments() {
+		if err := h.del(ctx, a.Key()); err != nil {
+			return err
+		}
+	}
+	if err := h.removeHostObjects(); err != nil {
+		return err
+	}
+	path := filepath.Join(h.cfg.Dir, savedFile)
+	data, err := os.ReadFile(path)
+	if err == nil {
+		var was saved
+		if err := json.Unmarshal(data, &was); err == nil && was.IPForward == "0" {
+			if err := writeSysctl(forwarding, was.IPForward); err != nil {
+				return err
+			}
+		}
+	} else if !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	// The directory is ours alone.
+	return os.RemoveAll(h.cfg.Dir)
+}
+
+func (h *Host) removeHostObjects() error {
+	h.nft.Lock()
+	defer h.nft.Unlock()
+	if err := h.rules.remove(); err != nil {
+		return err
+	}
+	return h.removeLink(h.cfg.Bridge)
+}
+
+// removeLink deletes an interface by name; one that is gone is success.
+func (h *Host) removeLink(name string) error {
+	link, err := h.route.LinkByName(name)
+	if _, gone := errors.AsType[netlink.LinkNotFoundError](err); gone {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("interface %s: %w", name, err)
+	}
+	if err := h.route.LinkDel(link); err != nil && !errors.Is(err, unix.ENODEV) {
+		return fmt.Errorf("delete interface %s: %w", name, err)
+	}
+	return nil
+}
+
+// ForwardDrops names the nftables chains of others that drop forwarded packets by
+// policy, as "family table chain". Traffic of the bridge passes them only if the
+// operator accepts it there. Rules of the old iptables-legacy are not seen.
+func ForwardDrops(ours string) ([]string, error) {
+	c, err := newConn()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("list nftables chains: %w", err)
+	}
+	var out []string
+	for _, ch := range chains {
+		ip := ch.Table.Family == nftables.TableFamilyIPv4 || ch.Table.Family == nftables.TableFamilyINet
+		if ip && ch.Table.Name != ours && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookForward &&
+			ch.Policy != nil && *ch.Policy == nftables.ChainPolicyDrop {
+			family := "inet"
+			if ch.Table.Family == nftables.TableFamilyIPv4 {
+				family = "ip"
+			}
+			out = append(out, family+" "+ch.Table.Name+" "+ch.Name)
+		}
+	}
+	return out, nil
+}
+
+// generation is the number that the kernel raises with every change of nftables.
+func generation() (uint32, error) {
+	req := nl.NewNetlinkRequest(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_GETGEN, 0)
+	req.AddRawData([]byte{unix.AF_UNSPEC, unix.NFNETLINK_V0, 0, 0})
+	msgs, err := req.Execute(unix.NETLINK_NETFILTER, 0)
+	if err != nil {
+		return 0, fmt.Errorf("nftables generation: %w", err)
+	}
+	for _, m := range msgs {
+		attrs, err := nl.ParseRouteAttr(m[min(len(m), nl.SizeofNfgenmsg):])
+		if err != nil {
+			return 0, fmt.Errorf("nftables generation: %w", err)
+		}
+		for _, a := range attrs {
+			if a.Attr.Type == unix.NFTA_GEN_ID && len(a.Value) == 4 {
+				return binary.BigEndian.Uint32(a.Value), nil
+			}
+		}
+	}
+	return 0, errors.New("nftables generation: the kernel did not tell it")
+}
+
+const sysctlRoot = "/proc/sys/net"
+
+func writeSysctl(key, value string) error {
+	if err := os.WriteFile(filepath.Join(sysctlRoot, key), []byte(value), 0o644); err != nil {
+		return fmt.Errorf("sysctl net.%s: %w", strings.ReplaceAll(key, "/", "."), err)
+	}
+	return nil
+}
+
+// kernelPortRange is net.ipv4.ip_local_port_range, or the default of the protocol.
+func kernelPortRange() (first, last uint16) {
+	data, err := os.ReadFile(filepath.Join(sysctlRoot, "ipv4/ip_local_port_range"))
+	if err == nil {
+		if n, err := fmt.Sscan(string(data), &first, &last); err == nil && n == 2 && 0 < first && first <= last {
+			return first, last
+		}
+	}
+	return DefaultFirstPort, DefaultLastPort
+}

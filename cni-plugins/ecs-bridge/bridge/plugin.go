@@ -1,0 +1,285 @@
+package bridge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/containernetworking/cni/pkg/skel"
+	"github.com/containernetworking/cni/pkg/types"
+	current "github.com/containernetworking/cni/pkg/types/100"
+	"github.com/containernetworking/cni/pkg/version"
+	"github.com/vishvananda/netlink"
+)
+
+// Type is the plugin's name in a CNI configuration.
+const Type = "ecs-bridge"
+
+// DefaultDataDir holds the reservations of a network, in a folder of the network's
+// name, where the configuration names no other place.
+const DefaultDataDir = "/run/berth/cni"
+
+// maxNetConf bounds a configuration, in bytes; a previous result is part of it.
+const maxNetConf = 1 << 20
+
+// Versions are the versions of the CNI specification that the plugin speaks.
+func Versions() version.PluginInfo {
+	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
+}
+
+// NetConf is the network configuration on the plugin's standard input.
+type NetConf struct {
+	types.PluginConf
+	Bridge    string `json:"bridge,omitempty"`
+	Table     string `json:"table,omitempty"`
+	Subnet    string `json:"subnet,omitempty"`
+	MTU       int    `json:"mtu,omitempty"`
+	DataDir   string `json:"dataDir,omitempty"`
+	PortRange string `json:"portRange,omitempty"` // "first-last", for host ports that are 0
+
+	RuntimeConfig struct {
+		PortMappings []PortMapping `json:"portMappings,omitempty"`
+	} `json:"runtimeConfig"`
+}
+
+// PortMapping is one entry of the portMappings capability (CNI conventions).
+type PortMapping struct {
+	HostPort      int    `json:"hostPort"`
+	ContainerPort int    `json:"containerPort"`
+	Protocol      string `json:"protocol"`
+	HostIP        string `json:"hostIP"`
+}
+
+var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
+
+// ParseNetConf decodes and validates a network configuration.
+func ParseNetConf(data []byte) (*NetConf, Config, error) {
+	if len(data) > maxNetConf {
+		return nil, Config{}, fail(Invalid, "the configuration is larger than %d bytes", maxNetConf)
+	}
+	n := &NetConf{}
+	if err := json.Unmarshal(data, n); err != nil {
+		return nil, Config{}, fail(Invalid, "decode the configuration: %w", err)
+	}
+	if !networkName.MatchString(n.Name) {
+		return nil, Config{}, fail(Invalid, "name: must be 1 to 128 letters, digits, dots, dashes and underscores, the first a letter or digit")
+	}
+	if err := version.ParsePrevResult(&n.PluginConf); err != nil {
+		return nil, Config{}, fail(Invalid, "prevResult: %w", err)
+	}
+	cfg := Config{Bridge: n.Bridge, Table: n.Table, MTU: n.MTU, Dir: n.DataDir}
+	if cfg.Dir == "" {
+		cfg.Dir = DefaultDataDir
+	}
+	cfg.Dir = filepath.Join(cfg.Dir, n.Name)
+	if n.Subnet != "" {
+		p, err := netip.ParsePrefix(n.Subnet)
+		if err != nil {
+			return nil, Config{}, fail(Invalid, "subnet: %w", err)
+		}
+		cfg.Subnet = p
+	}
+	if n.PortRange != "" {
+		if c, err := fmt.Sscanf(n.PortRange, "%d-%d", &cfg.FirstPort, &cfg.LastPort); err != nil || c != 2 || cfg.FirstPort == 0 {
+			return nil, Config{}, fail(Invalid, "portRange %q: must be FIRST-LAST, for example 49153-65535", n.PortRange)
+		}
+	}
+	if err := cfg.normalize(); err != nil {
+		return nil, Config{}, err
+	}
+	if _, err := n.ports(); err != nil {
+		return nil, Config{}, err
+	}
+	return n, cfg, nil
+}
+
+func (n *NetConf) ports() ([]Port, error) {
+	var out []Port
+	for i, m := range n.RuntimeConfig.PortMappings {
+		if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
+			return nil, fail(Invalid, "runtimeConfig.portMappings[%d]: host port %d or container port %d is out of range", i, m.HostPort, m.ContainerPort)
+		}
+		if m.HostIP != "" && m.HostIP != "0.0.0.0" {
+			return nil, fail(Invalid, "runtimeConfig.portMappings[%d].hostIP %q: ports are published on every address; leave it out", i, m.HostIP)
+		}
+		proto := strings.ToLower(m.Protocol)
+		if proto == "" {
+			proto = "tcp"
+		}
+		out = append(out, Port{Protocol: proto, HostPort: uint16(m.HostPort), ContainerPort: uint16(m.ContainerPort)})
+	}
+	return out, validatePorts(out)
+}
+
+// Result is the attachment as a CNI result.
+func (a *Attachment) Result() *current.Result {
+	sandboxed := 2
+	return &current.Result{
+		CNIVersion: current.ImplementedSpecVersion,
+		Interfaces: []*current.Interface{
+			{Name: a.Bridge, Mac: macOf(a.Gateway).String(), Mtu: a.MTU},
+			{Name: a.HostVeth, Mtu: a.MTU},
+			{Name: a.IfName, Mac: a.MAC, Mtu: a.MTU, Sandbox: a.Namespace},
+		},
+		IPs:    []*current.IPConfig{{Interface: &sandboxed, Address: *host32(a.Address), Gateway: a.Gateway.AsSlice()}},
+		Routes: []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: a.Gateway.AsSlice()}},
+	}
+}
+
+// Funcs are the plugin's verbs. ctx bounds them all.
+func Funcs(ctx context.Context) skel.CNIFuncs {
+	verb := func(fn func(context.Context, *Host, *NetConf, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
+		return func(args *skel.CmdArgs) error {
+			n, cfg, err := ParseNetConf(args.StdinData)
+			if err != nil {
+				return cniError(err)
+			}
+			h, err := Open(cfg)
+			if err != nil {
+				return cniError(err)
+			}
+			return cniError(errors.Join(fn(ctx, h, n, args), h.Close()))
+		}
+	}
+	return skel.CNIFuncs{Add: verb(cmdAdd), Del: verb(cmdDel), Check: verb(cmdCheck), GC: verb(cmdGC), Status: verb(cmdStatus)}
+}
+
+func cmdAdd(ctx context.Context, h *Host, n *NetConf, args *skel.CmdArgs) error {
+	ports, err := n.ports()
+	if err != nil {
+		return err
+	}
+	if err := h.ready(ctx); err != nil {
+		return err
+	}
+	a, err := h.Add(ctx, Request{Key: Key{args.ContainerID, args.IfName}, Namespace: args.Netns, Ports: ports})
+	if err != nil {
+		return err
+	}
+	result, err := n.withPrevious(a.Result())
+	if err == nil {
+		err = types.PrintResult(result, n.CNIVersion)
+	}
+	if err != nil {
+		return errors.Join(err, h.Del(context.WithoutCancel(ctx), a.Key()))
+	}
+	return nil
+}
+
+// withPrevious puts the result behind that of the plugins before this one, if any.
+func (n *NetConf) withPrevious(r *current.Result) (*current.Result, error) {
+	if n.PrevResult == nil {
+		return r, nil
+	}
+	prev, err := current.NewResultFromResult(n.PrevResult)
+	if err != nil {
+		return nil, fail(Invalid, "prevResult: %w", err)
+	}
+	for _, ip := range r.IPs {
+		*ip.Interface += len(prev.Interfaces)
+	}
+	prev.Interfaces = append(prev.Interfaces, r.Interfaces...)
+	prev.IPs = append(prev.IPs, r.IPs...)
+	prev.Routes = append(prev.Routes, r.Routes...)
+	prev.CNIVersion = current.ImplementedSpecVersion
+	return prev, nil
+}
+
+func cmdDel(ctx context.Context, h *Host, _ *NetConf, args *skel.CmdArgs) error {
+	return h.Del(ctx, Key{args.ContainerID, args.IfName})
+}
+
+func cmdCheck(ctx context.Context, h *Host, n *NetConf, args *skel.CmdArgs) error {
+	if n.PrevResult == nil {
+		return fail(Invalid, "prevResult: CHECK needs the result of ADD")
+	}
+	a, err := h.Check(ctx, Key{args.ContainerID, args.IfName}, args.Netns)
+	if err != nil {
+		return err
+	}
+	prev, err := current.NewResultFromResult(n.PrevResult)
+	if err != nil {
+		return fail(Invalid, "prevResult: %w", err)
+	}
+	if !slices.ContainsFunc(prev.IPs, func(ip *current.IPConfig) bool { return ip.Address.IP.Equal(a.Address.AsSlice()) }) {
+		return fail(Damaged, "the attachment has address %s, which prevResult does not", a.Address)
+	}
+	return nil
+}
+
+func cmdGC(ctx context.Context, h *Host, n *NetConf, _ *skel.CmdArgs) error {
+	keep := map[Key]bool{}
+	for _, v := range n.ValidAttachments {
+		keep[Key{v.ContainerID, v.IfName}] = true
+	}
+	return h.Collect(ctx, func(k Key) bool { return keep[k] })
+}
+
+func cmdStatus(_ context.Context, h *Host, _ *NetConf, _ *skel.CmdArgs) error {
+	if err := h.Status(); err != nil {
+		return types.NewError(types.ErrPluginNotAvailable, err.Error(), "")
+	}
+	return nil
+}
+
+// Status reports why Add could not succeed now.
+func (h *Host) Status() error {
+	link, err := h.route.LinkByName(h.cfg.Bridge)
+	switch _, gone := errors.AsType[netlink.LinkNotFoundError](err); {
+	case gone:
+		if _, err := h.checkRoutes(); err != nil {
+			return err
+		}
+	case err != nil:
+		return err
+	case link.Type() != "bridge":
+		return fail(Invalid, "bridge %s: an interface of type %s has this name", h.cfg.Bridge, link.Type())
+	}
+	if _, err := h.rules.current(); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if usable := 1<<(32-h.cfg.Subnet.Bits()) - 3; len(h.byAddr) >= usable {
+		return fail(Exhausted, "no free address in subnet %s: all %d are in use", h.cfg.Subnet, usable)
+	}
+	return nil
+}
+
+// Codes of errors that the CNI specification leaves to plugins, from 100 on.
+const (
+	codeExists  = 100
+	codePort    = 101
+	codeDamaged = 102
+)
+
+// cniError gives an error the code by which a runtime knows what to do.
+func cniError(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*types.Error](err); ok {
+		return err
+	}
+	code := uint(types.ErrInternal)
+	switch KindOf(err) {
+	case Invalid:
+		code = types.ErrInvalidNetworkConfig
+	case Exists:
+		code = codeExists
+	case Exhausted:
+		code = types.ErrTryAgainLater
+	case PortTaken:
+		code = codePort
+	case Damaged:
+		code = codeDamaged
+	}
+	return types.NewError(code, err.Error(), "")
+}

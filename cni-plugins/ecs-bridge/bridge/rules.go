@@ -1,0 +1,443 @@
+package bridge
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	mdnetlink "github.com/mdlayher/netlink"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// Names and numbers of the rule set.
+const (
+	// rulesVersion is raised whenever the rules below change, so that an older set is replaced.
+	rulesVersion = 1
+
+	setPublished = "published"
+	setHairpin   = "hairpin"
+	setPorts     = "ports"
+	setSources   = "sources"
+
+	elementsPerMessage = 500     // a netlink attribute holds at most 64 KiB
+	batchBuffer        = 8 << 20 // bytes of socket buffer for one batch
+
+	statusDNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+)
+
+// Registers: the 32-bit ones, of which the 128-bit register n is the group 4+4n to 7+4n.
+const (
+	reg0 = unix.NFT_REG32_00
+	reg1 = unix.NFT_REG32_01
+)
+
+// rules are the two tables of ours and their sets.
+type rules struct {
+	cfg    *Config
+	inet   *nftables.Table
+	bridge *nftables.Table
+
+	published, hairpin, ports, sources *nftables.Set
+}
+
+func newRules(cfg *Config) (*rules, error) {
+	r := &rules{
+		cfg:    cfg,
+		inet:   &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyINet},
+		bridge: &nftables.Table{Name: cfg.Table, Family: nftables.TableFamilyBridge},
+	}
+	protoPort, err1 := nftables.ConcatSetType(nftables.TypeInetProto, nftables.TypeInetService)
+	addrPort, err2 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
+	addrAddr, err3 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
+	source, err4 := nftables.ConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr)
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return nil, err
+	}
+	r.published = &nftables.Set{Table: r.inet, Name: setPublished, ID: 1, IsMap: true, Concatenation: true, KeyType: protoPort, DataType: addrPort}
+	r.hairpin = &nftables.Set{Table: r.inet, Name: setHairpin, ID: 2, Concatenation: true, KeyType: addrAddr}
+	r.ports = &nftables.Set{Table: r.bridge, Name: setPorts, ID: 3, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
+	r.sources = &nftables.Set{Table: r.bridge, Name: setSources, ID: 4, Concatenation: true, KeyType: source}
+	return r, nil
+}
+
+// mark is the name of an empty chain that tells which rules a table was made with.
+func (r *rules) mark() string {
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s", rulesVersion, r.cfg.Bridge, r.cfg.Subnet))
+	return "rules_" + hex.EncodeToString(sum[:6])
+}
+
+func newConn() (*nftables.Conn, error) {
+	c, err := nftables.New(nftables.WithSockOptions(func(c *mdnetlink.Conn) error {
+		return errors.Join(c.SetWriteBuffer(batchBuffer), c.SetReadBuffer(batchBuffer))
+	}))
+	if err != nil {
+		return nil, fmt.Errorf("nftables: %w", err)
+	}
+	return c, nil
+}
+
+// elements is what the attachments contribute to the sets.
+type elements struct{ published, hairpin, ports, sources []nftables.SetElement }
+
+func ifname(name string) []byte {
+	b := make([]byte, unix.IFNAMSIZ)
+	copy(b, name)
+	return b
+}
+
+func (e *elements) add(a *Attachment) {
+	ip := a.Address.AsSlice()
+	e.hairpin = append(e.hairpin, nftables.SetElement{Key: slices.Concat(ip, ip)})
+	e.ports = append(e.ports, nftables.SetElement{Key: ifname(a.HostVeth)})
+	e.sources = append(e.sources, nftables.SetElement{Key: slices.Concat(ifname(a.HostVeth), a.hardwareAddr(), []byte{0, 0}, ip)})
+	for _, p := range a.Ports {
+		for i, k := range p.keys() {
+			e.published = append(e.published, nftables.SetElement{
+				Key: publishedKey(k),
+				Val: slices.Concat(ip, portBytes(p.ContainerPort+uint16(i))),
+			})
+		}
+	}
+}
+
+// Members of a concatenation are padded to 4 bytes each.
+func portBytes(p uint16) []byte { return append(binary.BigEndian.AppendUint16(nil, p), 0, 0) }
+
+func publishedKey(k portKey) []byte {
+	return slices.Concat([]byte{k.proto, 0, 0, 0}, portBytes(k.port))
+}
+
+// each calls fn for every set with its elements, in chunks that fit a message.
+func (r *rules) each(e *elements, fn func(*nftables.Set, []nftables.SetElement) error) error {
+	for _, s := range []struct {
+		set  *nftables.Set
+		list []nftables.SetElement
+	}{{r.published, e.published}, {r.hairpin, e.hairpin}, {r.ports, e.ports}, {r.sources, e.sources}} {
+		for chunk := range slices.Chunk(s.list, elementsPerMessage) {
+			if err := fn(s.set, chunk); err != nil {
+				return fmt.Errorf("nftables set %s: %w", s.set.Name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// publish adds the elements of one attachment, all or none.
+func (r *rules) publish(a *Attachment) error {
+	var e elements
+	e.add(a)
+	c, err := newConn()
+	if err != nil {
+		return err
+	}
+	if err := r.each(&e, c.SetAddElements); err != nil {
+		return err
+	}
+	if err := c.Flush(); err != nil {
+		return fmt.Errorf("publish in nftables table %s: %w", r.cfg.Table, err)
+	}
+	return nil
+}
+
+// withdraw removes the elements of one attachment. Ones that are gone are success.
+func (r *rules) withdraw(a *Attachment) error {
+	var e elements
+	e.add(a)
+	c, err := newConn()
+	if err != nil {
+		return err
+	}
+	if err := r.each(&e, c.SetDeleteElements); err != nil {
+		return err
+	}
+	err = c.Flush()
+	if !errors.Is(err, unix.ENOENT) {
+		return wrapFlush(err, "withdraw from", r.cfg.Table)
+	}
+	// Something is missing, so that nothing was removed. Remove what there is.
+	if err := r.each(&e, func(s *nftables.Set, list []nftables.SetElement) error {
+		have, err := c.GetSetElements(s)
+		if errors.Is(err, unix.ENOENT) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		list = slices.DeleteFunc(slices.Clone(list), func(x nftables.SetElement) bool { return !contains(have, x) })
+		if len(list) == 0 {
+			return nil
+		}
+		return c.SetDeleteElements(s, list)
+	}); err != nil {
+		return err
+	}
+	return wrapFlush(c.Flush(), "withdraw from", r.cfg.Table)
+}
+
+func wrapFlush(err error, what, table string) error {
+	if err != nil {
+		return fmt.Errorf("%s nftables table %s: %w", what, table, err)
+	}
+	return nil
+}
+
+// contains reports whether x is in have, with the same value where it has one.
+func contains(have []nftables.SetElement, x nftables.SetElement) bool {
+	return slices.ContainsFunc(have, func(y nftables.SetElement) bool {
+		return slices.Equal(x.Key, y.Key) && slices.Equal(x.Val, y.Val)
+	})
+}
+
+// current reports whether both tables are there with the rules of this version.
+func (r *rules) current() (bool, error) {
+	c, err := newConn()
+	if err != nil {
+		return false, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return false, fmt.Errorf("list nftables chains: %w", err)
+	}
+	found := 0
+	for _, ch := range chains {
+		if ch.Table.Name == r.cfg.Table && ch.Name == r.mark() {
+			found++
+		}
+	}
+	return found == 2, nil
+}
+
+// snapshot is what the sets held in one generation of nftables: value by key, by set.
+type snapshot struct {
+	generation uint32
+	sets       map[string]map[string]string
+}
+
+// read takes a snapshot. A set that is gone is an empty one.
+func (r *rules) read() (*snapshot, error) {
+	c, err := newConn()
+	if err != nil {
+		return nil, err
+	}
+	snap := &snapshot{sets: map[string]map[string]string{}}
+	for _, s := range []*nftables.Set{r.published, r.hairpin, r.ports, r.sources} {
+		have, err := c.GetSetElements(s)
+		if err != nil && !errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("list nftables set %s: %w", s.Name, err)
+		}
+		index := make(map[string]string, len(have))
+		for _, x := range have {
+			index[string(x.Key)] = string(x.Val)
+		}
+		snap.sets[s.Name] = index
+	}
+	return snap, nil
+}
+
+// lacks names a set that does not hold what a contributes to it; "" when none.
+func (s *snapshot) lacks(a *Attachment) string {
+	var e elements
+	e.add(a)
+	for name, list := range map[string][]nftables.SetElement{
+		setPublished: e.published, setHairpin: e.hairpin, setPorts: e.ports, setSources: e.sources,
+	} {
+		for _, x := range list {
+			if val, ok := s.sets[name][string(x.Key)]; !ok || val != string(x.Val) {
+				return name
+			}
+		}
+	}
+	return ""
+}
+
+// remove deletes both tables.
+func (r *rules) remove() error {
+	c, err := newConn()
+	if err != nil {
+		return err
+	}
+	for _, t := range []*nftables.Table{r.inet, r.bridge} {
+		c.AddTable(t) // so that deleting cannot fail when it is not there
+		c.DelTable(t)
+	}
+	return wrapFlush(c.Flush(), "remove", r.cfg.Table)
+}
+
+// replace makes both tables with the rules and the elements e, in place of whatever
+// they held, in one transaction: no packet sees anything in between.
+func (r *rules) replace(e *elements) error {
+	c, err := newConn()
+	if err != nil {
+		return err
+	}
+	for _, t := range []*nftables.Table{r.inet, r.bridge} {
+		c.AddTable(t)
+		c.DelTable(t)
+		c.AddTable(t)
+		c.AddChain(&nftables.Chain{Name: r.mark(), Table: t})
+	}
+	for _, s := range []*nftables.Set{r.published, r.hairpin, r.ports, r.sources} {
+		if err := c.AddSet(s, nil); err != nil {
+			return fmt.Errorf("nftables set %s: %w", s.Name, err)
+		}
+	}
+	r.addInet(c)
+	r.addBridge(c)
+	if err := r.each(e, c.SetAddElements); err != nil {
+		return err
+	}
+	return wrapFlush(c.Flush(), "make", r.cfg.Table)
+}
+
+func (r *rules) addInet(c *nftables.Conn) {
+	chain := func(name string, kind nftables.ChainType, hook *nftables.ChainHook, prio *nftables.ChainPriority) *nftables.Chain {
+		return c.AddChain(&nftables.Chain{Name: name, Table: r.inet, Type: kind, Hooknum: hook, Priority: prio})
+	}
+	rule := func(ch *nftables.Chain, parts ...[]expr.Any) {
+		c.AddRule(&nftables.Rule{Table: r.inet, Chain: ch, Exprs: slices.Concat(parts...)})
+	}
+	in, out := nameIs(expr.MetaKeyIIFNAME, expr.CmpOpEq, r.cfg.Bridge), nameIs(expr.MetaKeyOIFNAME, expr.CmpOpEq, r.cfg.Bridge)
+	loopback := netip.MustParsePrefix("127.0.0.0/8")
+
+	// route_localnet on the bridge must not let namespaces reach the host's loopback.
+	guard := chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
+	rule(guard, in, ipv4(), addrIn(ipv4Destination, loopback), verdict(expr.VerdictDrop))
+
+	dnatIn := chain("published_in", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
+	dnatOut := chain("published_local", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
+	rule(dnatIn, ipv4(), toLocal(), r.translate())
+	rule(dnatOut, ipv4(), toLocal(), r.translate())
+
+	masq := []expr.Any{&expr.Masq{}}
+	snat := chain("masquerade", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
+	rule(snat, ipv4(), out, addrIn(ipv4Source, loopback), masq)
+	rule(snat, ipv4(), out, []expr.Any{
+		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Source, Len: 4},
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
+		&expr.Lookup{SourceRegister: reg0, SetName: r.hairpin.Name, SetID: r.hairpin.ID},
+	}, masq)
+	rule(snat, ipv4(), addrIn(ipv4Source, r.cfg.Subnet), nameIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, r.cfg.Bridge), masq)
+
+	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	rule(forward, out, ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
+	rule(forward, out, ct(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
+	rule(forward, out, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
+	rule(forward, in, verdict(expr.VerdictAccept))
+
+	// Two namespaces on the same bridge must go on talking through the host, whatever
+	// the kernel thinks of the detour.
+	redirects := chain("redirects", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter)
+	rule(redirects, out, ipv4(), protocolIs(unix.IPPROTO_ICMP), payloadIs(expr.PayloadBaseTransportHeader, 0, []byte{icmpRedirect}), verdict(expr.VerdictDrop))
+}
+
+// addBridge adds the rules against spoofing: a frame that enters through one of our
+// ports passes if port, MAC and IPv4 or ARP sender address belong together.
+func (r *rules) addBridge(c *nftables.Conn) {
+	ch := c.AddChain(&nftables.Chain{
+		Name: "sources_only", Table: r.bridge, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300),
+	})
+	// The interface's name takes registers 0 to 3, the MAC 4 and 5, the address 6.
+	const regMAC, regAddr = unix.NFT_REG32_04, unix.NFT_REG32_06
+	sender := func(macBase expr.PayloadBase, mac, addr uint32) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1},
+			&expr.Payload{DestRegister: regMAC, Base: macBase, Offset: mac, Len: 6},
+			&expr.Payload{DestRegister: regAddr, Base: expr.PayloadBaseNetworkHeader, Offset: addr, Len: 4},
+			&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.sources.Name, SetID: r.sources.ID},
+		}
+	}
+	etherType := func(t uint16) []expr.Any {
+		return payloadIs(expr.PayloadBaseLLHeader, 12, binary.BigEndian.AppendUint16(nil, t))
+	}
+	rule := func(parts ...[]expr.Any) {
+		c.AddRule(&nftables.Rule{Table: r.bridge, Chain: ch, Exprs: slices.Concat(parts...)})
+	}
+	rule(etherType(unix.ETH_P_IP), sender(expr.PayloadBaseLLHeader, 6, ipv4Source), verdict(expr.VerdictAccept))
+	rule(etherType(unix.ETH_P_ARP), sender(expr.PayloadBaseNetworkHeader, 8, 14), verdict(expr.VerdictAccept))
+	rule([]expr.Any{
+		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1},
+		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.ports.Name, SetID: r.ports.ID},
+	}, verdict(expr.VerdictDrop))
+}
+
+// Offsets in the IPv4 header, and a message type of ICMP.
+const (
+	ipv4Source      = 12
+	ipv4Destination = 16
+	icmpRedirect    = 5
+)
+
+// translate looks protocol and destination port up in the map and sends the packet to
+// the address and port found.
+func (r *rules) translate() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
+		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: r.published.Name, SetID: r.published.ID},
+		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1, Specified: true},
+	}
+}
+
+func ipv4() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.NFPROTO_IPV4}},
+	}
+}
+
+func protocolIs(p byte) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{p}},
+	}
+}
+
+func nameIs(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: unix.NFT_REG_1},
+		&expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: ifname(name)},
+	}
+}
+
+func payloadIs(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg0, Base: base, Offset: offset, Len: uint32(len(data))},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: data},
+	}
+}
+
+func addrIn(offset uint32, p netip.Prefix) []expr.Any {
+	mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Bits()))
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: mask, Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: p.Addr().AsSlice()},
+	}
+}
+
+func toLocal() []expr.Any {
+	return []expr.Any{
+		&expr.Fib{Register: reg0, FlagDADDR: true, ResultADDRTYPE: true},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
+	}
+}
+
+// ct matches when any of the bits is set in the given conntrack key.
+func ct(key expr.CtKey, bits uint32) []expr.Any {
+	return []expr.Any{
+		&expr.Ct{Key: key, Register: reg0},
+		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
+		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)},
+	}
+}
+
+func verdict(v expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: v}} }
