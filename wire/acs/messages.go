@@ -1,6 +1,9 @@
 package acs
 
-import "encoding/json"
+import (
+	"context"
+	"encoding/json"
+)
 
 // Message is one message of the protocol, in either direction.
 type Message interface {
@@ -239,3 +242,10 @@ func (*ErrorMessage) TypeName() string { return "ErrorMessage" }
 func (*AttachTaskNetworkInterfacesMessage) attach()     {}
 func (*AttachInstanceNetworkInterfacesMessage) attach() {}
 func (*ConfirmAttachmentMessage) attach()               {}
+
+// Responder sends messages over the session that a message came from. A nil error
+// means that the message was taken for sending and not that it has arrived: the
+// protocol acknowledges no acknowledgement, and whoever misses one sends again.
+type Responder interface {
+	Send(ctx context.Context, m Message) error
+}
