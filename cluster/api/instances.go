@@ -33,7 +33,7 @@ const (
 // An instance key is bound to the ARN of its first registration. It gets that ARN again
 // even when the agent has forgotten it, so one machine stays one instance.
 func (a *API) RegisterContainerInstance(ctx context.Context, in *ecs.RegisterContainerInstanceInput) (*ecs.RegisterContainerInstanceOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -111,7 +111,7 @@ func (a *API) instanceToRegister(tx *store.Tx, caller Caller, cluster, arn strin
 	if wanted == "" {
 		return a.newInstance(cluster, newID(), now), nil
 	}
-	id, err := a.memberID("container-instance", cluster, wanted)
+	id, err := childRef("container-instance", cluster, wanted)
 	if err != nil {
 		return nil, err
 	}

@@ -19,7 +19,7 @@ const maxStateChanges = 10
 // DescribeContainerInstances answers with the instances that are known; the others are
 // failures with reason MISSING.
 func (a *API) DescribeContainerInstances(_ context.Context, in *ecs.DescribeContainerInstancesInput) (*ecs.DescribeContainerInstancesOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -34,7 +34,7 @@ func (a *API) DescribeContainerInstances(_ context.Context, in *ecs.DescribeCont
 		}
 		for _, ref := range in.ContainerInstances {
 			var id string
-			if id, err = a.memberID("container-instance", cluster, ref); err != nil {
+			if id, err = childRef("container-instance", cluster, ref); err != nil {
 				return
 			}
 			inst, ok := store.Get(r, store.Instances, store.Key(cluster, id))
@@ -64,7 +64,7 @@ func (a *API) missingInstance(cluster, id string) types.Failure {
 // expression of the cluster query language. Without a status, deregistered ones are left
 // out.
 func (a *API) ListContainerInstances(_ context.Context, in *ecs.ListContainerInstancesInput) (*ecs.ListContainerInstancesOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -138,7 +138,7 @@ func queryView(r store.Reader, inst *store.Instance) *sched.View {
 // UpdateContainerInstancesState drains instances, or makes them take tasks again. An
 // agent may do it for its own instance.
 func (a *API) UpdateContainerInstancesState(ctx context.Context, in *ecs.UpdateContainerInstancesStateInput) (*ecs.UpdateContainerInstancesStateOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -155,7 +155,7 @@ func (a *API) UpdateContainerInstancesState(ctx context.Context, in *ecs.UpdateC
 			return err
 		}
 		for _, ref := range in.ContainerInstances {
-			id, err := a.memberID("container-instance", cluster, ref)
+			id, err := childRef("container-instance", cluster, ref)
 			if err != nil {
 				return err
 			}
@@ -194,11 +194,11 @@ func (a *API) UpdateContainerInstancesState(ctx context.Context, in *ecs.UpdateC
 // DeregisterContainerInstance ends an instance's part in the cluster. With tasks on it
 // that takes force: they are then no longer followed, and count as stopped.
 func (a *API) DeregisterContainerInstance(ctx context.Context, in *ecs.DeregisterContainerInstanceInput) (*ecs.DeregisterContainerInstanceOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	id, err := a.memberID("container-instance", cluster, str(in.ContainerInstance))
+	id, err := childRef("container-instance", cluster, str(in.ContainerInstance))
 	if err != nil {
 		return nil, err
 	}

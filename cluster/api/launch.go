@@ -139,7 +139,7 @@ func (a *API) replay(r store.Reader, l *launch, seen *store.ClientToken) ([]type
 	}
 	tasks := make([]types.Task, 0, len(seen.TaskARNs))
 	for _, arn := range seen.TaskARNs {
-		id, err := a.memberID("task", l.cluster, arn)
+		id, err := childRef("task", l.cluster, arn)
 		if err != nil {
 			return nil, err
 		}
@@ -153,11 +153,11 @@ func (a *API) replay(r store.Reader, l *launch, seen *store.ClientToken) ([]type
 // newTask makes the record of a placed task. It is PENDING at once: nothing has to be
 // prepared before its agent may be told.
 func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task, error) {
-	id, err := a.memberID("task", l.cluster, p.Task)
+	id, err := childRef("task", l.cluster, p.Task)
 	if err != nil {
 		return nil, err
 	}
-	instanceID, err := a.memberID("container-instance", l.cluster, p.Instance)
+	instanceID, err := childRef("container-instance", l.cluster, p.Instance)
 	if err != nil {
 		return nil, err
 	}

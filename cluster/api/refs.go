@@ -34,6 +34,41 @@ func clip(s string) string {
 	return s
 }
 
+// partition is the first word of a region's ARNs (ECS API, "ARNs and identifiers").
+func partition(region string) string {
+	switch {
+	case strings.HasPrefix(region, "cn-"):
+		return "aws-cn"
+	case strings.HasPrefix(region, "us-gov-"):
+		return "aws-us-gov"
+	}
+	return "aws"
+}
+
+// childRef reads a reference to a task or a container instance of a cluster: an id, an
+// ARN, or an ARN of the old form without the cluster. What it names need not exist.
+func childRef(kind, cluster, ref string) (id string, err error) {
+	id = ref
+	if strings.HasPrefix(ref, "arn:") {
+		parts := strings.SplitN(ref, ":", 6)
+		path, ok := strings.CutPrefix(parts[len(parts)-1], kind+"/")
+		if len(parts) != 6 || parts[2] != "ecs" || !ok {
+			return "", invalidParameter("Invalid identifier: %s is not the ARN of a %s.", clip(ref), kind)
+		}
+		if name, rest, long := strings.Cut(path, "/"); long {
+			if name != cluster {
+				return "", invalidParameter("Identifier is for cluster %s. Your cluster is %s", clip(name), cluster)
+			}
+			path = rest
+		}
+		id = path
+	}
+	if !nameRule.MatchString(id) {
+		return "", invalidParameter("Invalid identifier: %s", clip(ref))
+	}
+	return id, nil
+}
+
 // requireCluster fails unless the cluster is there and active.
 func requireCluster(r store.Reader, name string) error {
 	c, ok := store.Get(r, store.Clusters, name)

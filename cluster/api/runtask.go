@@ -99,7 +99,7 @@ func (a *API) StartTask(ctx context.Context, in *ecs.StartTaskInput) (*ecs.Start
 	}
 	instances := make([]string, len(in.ContainerInstances))
 	for i, ref := range in.ContainerInstances {
-		id, err := a.memberID("container-instance", l.cluster, ref)
+		id, err := childRef("container-instance", l.cluster, ref)
 		if err != nil {
 			return nil, err
 		}
@@ -187,7 +187,7 @@ type launchInput struct {
 }
 
 func (a *API) newLaunch(in launchInput) (*launch, error) {
-	cluster, err := a.clusterName(in.cluster)
+	cluster, err := clusterRef(in.cluster)
 	if err != nil {
 		return nil, err
 	}

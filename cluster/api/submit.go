@@ -50,11 +50,11 @@ func (a *API) SubmitContainerStateChange(ctx context.Context, in *ecs.SubmitCont
 // changeTask runs fn on a copy of a task's record and writes it if fn says that it
 // changed. The end of a task gives back what it held in the same transaction.
 func (a *API) changeTask(ctx context.Context, clusterName *string, ref string, fn func(*types.Task, *types.TaskDefinition) bool) error {
-	cluster, err := a.clusterName(clusterName)
+	cluster, err := clusterRef(clusterName)
 	if err != nil {
 		return err
 	}
-	id, err := a.memberID("task", cluster, ref)
+	id, err := childRef("task", cluster, ref)
 	if err != nil {
 		return err
 	}
@@ -120,7 +120,7 @@ func setAttachment(list []types.Attachment, change types.AttachmentStateChange) 
 // attachments that the cluster has announced are known; others are acknowledged, as
 // they concern nothing that is recorded here.
 func (a *API) SubmitAttachmentStateChanges(ctx context.Context, in *ecs.SubmitAttachmentStateChangesInput) (*ecs.SubmitAttachmentStateChangesOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -132,7 +132,7 @@ func (a *API) SubmitAttachmentStateChanges(ctx context.Context, in *ecs.SubmitAt
 		if caller.Kind != Instance {
 			return nil
 		}
-		id, err := a.memberID("container-instance", cluster, caller.InstanceARN)
+		id, err := childRef("container-instance", cluster, caller.InstanceARN)
 		if err != nil {
 			return err
 		}

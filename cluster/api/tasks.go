@@ -20,11 +20,11 @@ const (
 // StopTask asks for a task's end and answers at once; its agent does the rest. Stopping
 // a task that is stopping or stopped changes nothing.
 func (a *API) StopTask(ctx context.Context, in *ecs.StopTaskInput) (*ecs.StopTaskOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
-	id, err := a.memberID("task", cluster, str(in.Task))
+	id, err := childRef("task", cluster, str(in.Task))
 	if err != nil {
 		return nil, err
 	}
@@ -70,7 +70,7 @@ func (a *API) stop(t *store.Task, code types.TaskStopCode, reason string) {
 // DescribeTasks answers with the tasks that are known, also those that stopped a while
 // ago; the others are failures with reason MISSING.
 func (a *API) DescribeTasks(_ context.Context, in *ecs.DescribeTasksInput) (*ecs.DescribeTasksOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -79,7 +79,7 @@ func (a *API) DescribeTasks(_ context.Context, in *ecs.DescribeTasksInput) (*ecs
 	}
 	ids := make([]string, len(in.Tasks))
 	for i, ref := range in.Tasks {
-		if ids[i], err = a.memberID("task", cluster, ref); err != nil {
+		if ids[i], err = childRef("task", cluster, ref); err != nil {
 			return nil, err
 		}
 	}
@@ -113,7 +113,7 @@ func (a *API) DescribeTasks(_ context.Context, in *ecs.DescribeTasksInput) (*ecs
 // ListTasks lists ARNs of the tasks that pass all filters. Without a desired status it
 // lists those that are to run.
 func (a *API) ListTasks(_ context.Context, in *ecs.ListTasksInput) (*ecs.ListTasksOutput, error) {
-	cluster, err := a.clusterName(in.Cluster)
+	cluster, err := clusterRef(in.Cluster)
 	if err != nil {
 		return nil, err
 	}
@@ -182,7 +182,7 @@ func (a *API) taskFilter(cluster string, in *ecs.ListTasksInput) (*taskFilter, e
 	}
 	if str(in.ContainerInstance) != "" {
 		var err error
-		if f.instance, err = a.memberID("container-instance", cluster, str(in.ContainerInstance)); err != nil {
+		if f.instance, err = childRef("container-instance", cluster, str(in.ContainerInstance)); err != nil {
 			return nil, err
 		}
 	}

@@ -15,6 +15,8 @@ type Instance struct {
 	ID          string
 	// KeyID is the access key that registered the instance.
 	KeyID string
+	// Node is the cluster process that has, or last had, the agent's session.
+	Node string
 	// DeregisteredAt is set while a deregistered instance is still shown as
 	// INACTIVE.
 	DeregisteredAt *time.Time
