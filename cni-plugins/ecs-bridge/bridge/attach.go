@@ -199,10 +199,10 @@ func (h *Host) makeVeth(a *Attachment, ns *eni.Namespace) (netlink.Link, error) 
 	}
 	alias := fmt.Sprintf("%s %s", a.ID, a.IfName)
 	for what, err := range map[string]error{
-		"alias":     h.route.LinkSetAlias(veth, alias[:min(len(alias), maxAlias)]),
-		"master":    h.route.LinkSetMaster(veth, br),
-		"isolation": h.route.LinkSetIsolated(veth, true),
-		"ipv6":      noIPv6(h.route.LinkSetIP6AddrGenMode(veth, nl6None)),
+		"alias":        h.route.LinkSetAlias(veth, alias[:min(len(alias), maxAlias)]),
+		"master":       h.route.LinkSetMaster(veth, br),
+		"hairpin mode": h.route.LinkSetHairpin(veth, true), // see doc.go, "Isolation"
+		"ipv6":         noIPv6(h.route.LinkSetIP6AddrGenMode(veth, nl6None)),
 	} {
 		if err != nil {
 			return nil, fmt.Errorf("%s of interface %s: %w", what, a.HostVeth, err)

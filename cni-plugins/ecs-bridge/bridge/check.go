@@ -185,7 +185,7 @@ func (h *Host) Repair(ctx context.Context, k Key) error {
 	}
 	return errors.Join(
 		h.route.LinkSetMaster(link, br),
-		h.route.LinkSetIsolated(link, true),
+		h.route.LinkSetHairpin(link, true),
 		h.route.LinkSetUp(link),
 	)
 }

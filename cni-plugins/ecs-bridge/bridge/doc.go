@@ -24,11 +24,18 @@
 // # Isolation
 //
 // A namespace gets its address as a /32 and reaches everything through the bridge's
-// address. Bridge ports are isolated from one another; the bridge table drops every
+// address. The bridge table lets no frame pass from port to port, and drops every
 // frame whose interface, source MAC and source address (or ARP sender) do not belong
 // together; the forward chain lets a namespace be reached only by replies and through
 // published ports. The bridge needs route_localnet for ports on 127.0.0.1, so packets
 // that arrive from it for 127.0.0.0/8 are dropped before anything else.
+//
+// The kernel's own port isolation flag is not used: where br_netfilter is active for
+// bridges (sysctl net.bridge.bridge-nf-call-iptables, set by default and needed by other
+// container tools), a packet for another namespace's published port is translated on
+// the bridge and sent on from port to port, also back to the port that it came from
+// (hence hairpin mode), which the flag would forbid. The rule of the bridge table lets
+// pass what was translated, and works the same whether br_netfilter is active or not.
 //
 // # Published ports
 //

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 
 	mdnetlink "github.com/mdlayher/netlink"
 
@@ -31,6 +32,11 @@ const (
 	batchBuffer        = 8 << 20 // bytes of socket buffer for one batch
 
 	statusDNAT = 1 << 5 // IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h
+
+	// translatedPriority is the packet priority by which the bridge table knows packets
+	// that were translated to a published port; any unusual value. It is 0 on every
+	// packet that comes out of a namespace, whatever was set inside.
+	translatedPriority = 0x62657274
 )
 
 // Registers: the 32-bit ones, of which the 128-bit register n is the group 4+4n to 7+4n.
@@ -165,7 +171,7 @@ func (r *rules) withdraw(a *Attachment) error {
 	// Something is missing, so that nothing was removed. Remove what there is.
 	if err := r.each(&e, func(s *nftables.Set, list []nftables.SetElement) error {
 		have, err := c.GetSetElements(s)
-		if errors.Is(err, unix.ENOENT) {
+		if isGone(err) {
 			return nil
 		}
 		if err != nil {
@@ -187,6 +193,12 @@ func wrapFlush(err error, what, table string) error {
 		return fmt.Errorf("%s nftables table %s: %w", what, table, err)
 	}
 	return nil
+}
+
+// isGone reports whether a table or set that was asked for is not there. The library
+// keeps the kernel's error only as text when it lists.
+func isGone(err error) bool {
+	return err != nil && (errors.Is(err, unix.ENOENT) || strings.HasSuffix(err.Error(), unix.ENOENT.Error()))
 }
 
 // contains reports whether x is in have, with the same value where it has one.
@@ -230,7 +242,7 @@ func (r *rules) read() (*snapshot, error) {
 	snap := &snapshot{sets: map[string]map[string]string{}}
 	for _, s := range []*nftables.Set{r.published, r.hairpin, r.ports, r.sources} {
 		have, err := c.GetSetElements(s)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
+		if err != nil && !isGone(err) {
 			return nil, fmt.Errorf("list nftables set %s: %w", s.Name, err)
 		}
 		index := make(map[string]string, len(have))
@@ -316,6 +328,15 @@ func (r *rules) addInet(c *nftables.Conn) {
 	rule(dnatIn, ipv4(), toLocal(), r.translate())
 	rule(dnatOut, ipv4(), toLocal(), r.translate())
 
+	// With br_netfilter active for bridges, the kernel translates while the frame is still
+	// on the bridge, and sends it from port to port when it goes to another namespace.
+	// Tell such frames from those that try to reach a namespace directly.
+	translated := chain("translated", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRef(*nftables.ChainPriorityNATDest+1))
+	rule(translated, in, ct(expr.CtKeySTATUS, statusDNAT), []expr.Any{
+		&expr.Immediate{Register: reg0, Data: binaryutil.NativeEndian.PutUint32(translatedPriority)},
+		&expr.Meta{Key: expr.MetaKeyPRIORITY, SourceRegister: true, Register: reg0},
+	})
+
 	masq := []expr.Any{&expr.Masq{}}
 	snat := chain("masquerade", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	rule(snat, ipv4(), out, addrIn(ipv4Source, loopback), masq)
@@ -339,12 +360,29 @@ func (r *rules) addInet(c *nftables.Conn) {
 }
 
 // addBridge adds the rules against spoofing: a frame that enters through one of our
-// ports passes if port, MAC and IPv4 or ARP sender address belong together.
+// ports passes if port, MAC and IPv4 or ARP sender address belong together. And it
+// isolates the ports from one another.
 func (r *rules) addBridge(c *nftables.Conn) {
 	ch := c.AddChain(&nftables.Chain{
 		Name: "sources_only", Table: r.bridge, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300),
 	})
+	isolation := c.AddChain(&nftables.Chain{
+		Name: "isolation", Table: r.bridge, Type: nftables.ChainTypeFilter,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(-200),
+	})
+	isPort := func(key expr.MetaKey) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: key, Register: unix.NFT_REG_1},
+			&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.ports.Name, SetID: r.ports.ID},
+		}
+	}
+	c.AddRule(&nftables.Rule{Table: r.bridge, Chain: isolation, Exprs: slices.Concat(
+		isPort(expr.MetaKeyIIFNAME), isPort(expr.MetaKeyOIFNAME),
+		[]expr.Any{
+			&expr.Meta{Key: expr.MetaKeyPRIORITY, Register: reg0},
+			&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(translatedPriority)},
+		}, verdict(expr.VerdictDrop))})
 	// The interface's name takes registers 0 to 3, the MAC 4 and 5, the address 6.
 	const regMAC, regAddr = unix.NFT_REG32_04, unix.NFT_REG32_06
 	sender := func(macBase expr.PayloadBase, mac, addr uint32) []expr.Any {
@@ -363,10 +401,7 @@ func (r *rules) addBridge(c *nftables.Conn) {
 	}
 	rule(etherType(unix.ETH_P_IP), sender(expr.PayloadBaseLLHeader, 6, ipv4Source), verdict(expr.VerdictAccept))
 	rule(etherType(unix.ETH_P_ARP), sender(expr.PayloadBaseNetworkHeader, 8, 14), verdict(expr.VerdictAccept))
-	rule([]expr.Any{
-		&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1},
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.ports.Name, SetID: r.ports.ID},
-	}, verdict(expr.VerdictDrop))
+	rule(isPort(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop))
 }
 
 // Offsets in the IPv4 header, and a message type of ICMP.
