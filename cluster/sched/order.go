@@ -99,7 +99,10 @@ func (o *order) from(a int64) int {
 func (o *order) insert(n *node) {
 	e := keyOf(o.kind, n)
 	if len(o.chunks) == 0 {
-		o.chunks = append(o.chunks, &chunk{entries: make([]entry, 0, chunkSize)})
+		c := &chunk{entries: append(make([]entry, 0, chunkSize), e)}
+		c.measure()
+		o.chunks = append(o.chunks, c)
+		return
 	}
 	i := min(o.locate(e), len(o.chunks)-1)
 	c := o.chunks[i]

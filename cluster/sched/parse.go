@@ -141,7 +141,7 @@ func (p *parser) comparison() (*expr, error) {
 	}
 	c := comparison{subject: subj, op: op}
 	argAt := p.pos
-	if op != opExists {
+	if op&^opNegated != opExists {
 		if c.args, argAt, err = p.arguments(op); err != nil {
 			return nil, err
 		}

@@ -81,7 +81,7 @@ func (s *State) put(n *node, r *Request, task string) Placement {
 
 // choose finds the node for one task, or nil.
 func (s *State) choose(l *layout, r *Request, seq int) *node {
-	q := &search{layout: l, r: r, g: s.groups[r.Group], seq: uint64(seq), s: s}
+	q := &search{layout: l, r: r, g: s.groups[r.Group], task: r.Tasks[seq], s: s}
 	if l.scan {
 		return q.scan()
 	}
@@ -104,7 +104,7 @@ type search struct {
 	*layout
 	r    *Request
 	g    *group
-	seq  uint64 // position of the task in its request
+	task string // ARN
 	s    *State
 	pool []*class // classes of the level searched
 }
@@ -231,7 +231,7 @@ func (q *search) walk(c *class, count int32) (entry, bool) {
 const draws = 32
 
 // draw chooses at random, each suitable node being equally likely. It is decided by
-// the seed and the history of the State.
+// the seed, the task and the history of the State.
 func (q *search) draw(count int32) *node {
 	total := 0
 	for _, c := range q.pool {
@@ -241,7 +241,7 @@ func (q *search) draw(count int32) *node {
 		return nil
 	}
 	ok := func(n *node) bool { return (count == anyCount || q.g.on(n) == count) && q.suits(n) }
-	rng := rand.New(rand.NewPCG(q.r.Seed, q.seq))
+	rng := rand.New(rand.NewPCG(q.r.Seed, hash(0, q.task)))
 	for range draws {
 		i := rng.IntN(total)
 		for _, c := range q.pool {
@@ -258,7 +258,7 @@ func (q *search) draw(count int32) *node {
 	var least uint64
 	for _, c := range q.pool {
 		for _, n := range c.members {
-			if h := q.hash(n); (best == nil || h < least) && ok(n) {
+			if h := q.lot(n); (best == nil || h < least) && ok(n) {
 				best, least = n, h
 			}
 		}
@@ -266,12 +266,15 @@ func (q *search) draw(count int32) *node {
 	return best
 }
 
-// hash gives each node a number that depends on the seed, so that the least of any set
-// is a fair choice (FNV-1a, finished as in SplitMix64 so that short inputs spread).
-func (q *search) hash(n *node) uint64 {
-	h := uint64(14695981039346656037) ^ q.r.Seed ^ q.seq<<56
-	for i := range len(n.ARN) {
-		h = (h ^ uint64(n.ARN[i])) * 1099511628211
+// lot gives each node a number that depends on the seed and the task, so that the least
+// of any set is a fair choice.
+func (q *search) lot(n *node) uint64 { return hash(hash(q.r.Seed, q.task), n.ARN) }
+
+// hash is FNV-1a, finished as in SplitMix64 so that inputs which differ little spread.
+func hash(seed uint64, text string) uint64 {
+	h := uint64(14695981039346656037) ^ seed
+	for i := range len(text) {
+		h = (h ^ uint64(text[i])) * 1099511628211
 	}
 	h = (h ^ h>>30) * 0xbf58476d1ce4e5b9
 	h = (h ^ h>>27) * 0x94d049bb133111eb
@@ -338,7 +341,7 @@ func (q *search) rank(out []int64, counts map[string]int64, n *node) []int64 {
 		case BinpackMemory:
 			out = append(out, n.memory)
 		case Random:
-			out = append(out, int64(q.hash(n)>>1))
+			out = append(out, int64(q.lot(n)>>1))
 		}
 	}
 	return append(out, int64(n.tasks))

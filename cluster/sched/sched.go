@@ -115,7 +115,7 @@ type Request struct {
 	Attributes  []Attribute // required attributes of the task definition
 	Constraints []Constraint
 	Strategies  []Strategy // none: spread over zones, then over instances
-	Seed        uint64     // decides the random strategy
+	Seed        uint64     // with the task, decides the random strategy
 }
 
 // Reservation is what one task holds on an instance.
