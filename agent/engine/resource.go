@@ -49,12 +49,8 @@ type Process interface {
 	Retire(ctx context.Context, t *task.Task, name string, h task.Handle) error
 }
 
-// Deps hands an Ensure what was stored of the resource itself and of those that it
-// builds on: the records of the task's other resources, read-only.
-type Deps struct {
-	Handle task.Handle
-	Get    func(task.ResourceID) (task.Record, bool)
-}
+// Deps hands an Ensure what was stored of the resource and of those it builds on.
+type Deps = task.Deps
 
 // Sweeper is implemented by resources that can list what they own on the host.
 type Sweeper interface {

@@ -238,3 +238,10 @@ type Owned struct {
 	TaskID   string
 	Handle   Handle
 }
+
+// Deps hands an Ensure what was stored of the resource itself and of those that it
+// builds on: the records of the task's other resources, read-only.
+type Deps struct {
+	Handle Handle
+	Get    func(ResourceID) (Record, bool)
+}
