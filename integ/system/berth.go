@@ -1,0 +1,355 @@
+package system
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/url"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	"github.com/aws/aws-sdk-go-v2/credentials"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"berth.dev/berth/agent/daemon"
+	"berth.dev/berth/cluster"
+	"berth.dev/berth/integ/host"
+)
+
+// Options says what kind of system a test wants.
+type Options struct {
+	Containerd string   // Containerd1 or Containerd2; "" means Containerd2
+	Programs   string   // folder with the programs; "" builds them
+	Tags       []string // build tags of the programs
+	AgentEnv   []string // more settings of the agent, NAME=value
+	Faults     cluster.Faults
+}
+
+// System is a running Berth.
+type System struct {
+	t          testing.TB
+	o          Options
+	Dir        string
+	Bin        string
+	Listen     string // of the cluster; kept over its restarts
+	Cluster    *cluster.Server
+	Containerd *Containerd
+	Agent      *Process
+	ECS        *ecs.Client
+	Key        cluster.Key // the operator's
+}
+
+// Start starts containerd, cluster and agent, and waits until the agent is connected.
+func Start(t testing.TB, o Options) *System {
+	t.Helper()
+	if o.Containerd == "" {
+		o.Containerd = Containerd2
+	}
+	s := &System{t: t, o: o, Dir: host.ShortDir(t), Bin: o.Programs}
+	if s.Bin == "" {
+		s.Bin = Programs(t, o.Tags...)
+	}
+	s.Containerd = StartContainerd(t, o.Containerd, s.Dir, s.Bin)
+	s.Listen = freeAddress(t)
+	s.StartCluster()
+	t.Cleanup(s.StopCluster)
+	s.ECS = s.client(s.Key)
+	s.agentKey()
+	s.StartAgent()
+	t.Cleanup(s.end)
+	s.WaitConnected(10 * time.Second)
+	return s
+}
+
+func freeAddress(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().String()
+}
+
+// StartCluster opens the cluster on its directory and address.
+func (s *System) StartCluster() {
+	s.t.Helper()
+	c, err := cluster.Open(context.Background(), cluster.Config{
+		Dir: filepath.Join(s.Dir, "cluster"), Listen: s.Listen, Region: "us-east-1",
+		Log: slog.New(slog.DiscardHandler), Faults: s.o.Faults,
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.Cluster = c
+	s.Key = c.OperatorKey()
+}
+
+// StopCluster closes the cluster.
+func (s *System) StopCluster() {
+	if s.Cluster == nil {
+		return
+	}
+	if err := s.Cluster.Close(); err != nil {
+		s.t.Errorf("close cluster: %v", err)
+	}
+	s.Cluster = nil
+}
+
+func (s *System) client(k cluster.Key) *ecs.Client {
+	return ecs.New(ecs.Options{
+		Region: "us-east-1", BaseEndpoint: aws.String("http://" + s.Listen),
+		Credentials: credentials.NewStaticCredentialsProvider(k.AccessKeyID, k.SecretAccessKey, ""),
+	})
+}
+
+// agentKey asks the cluster for a key of the agent's own, as "berth up" does.
+func (s *System) agentKey() {
+	s.t.Helper()
+	req, err := http.NewRequest(http.MethodPost, "http://"+s.Listen+"/berth/v1/instance-keys", bytes.NewReader(nil))
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	const empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" // SHA-256 of nothing
+	cr := aws.Credentials{AccessKeyID: s.Key.AccessKeyID, SecretAccessKey: s.Key.SecretAccessKey}
+	if err := v4.NewSigner().SignHTTP(context.Background(), cr, req, empty, "ecs", "us-east-1", time.Now()); err != nil {
+		s.t.Fatal(err)
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	var k cluster.Key
+	if err := json.NewDecoder(resp.Body).Decode(&k); err != nil || resp.StatusCode != http.StatusOK {
+		s.t.Fatalf("instance key: %s: %v", resp.Status, err)
+	}
+	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", k.AccessKeyID, k.SecretAccessKey)
+	if err := os.WriteFile(filepath.Join(s.Dir, "agent.key"), []byte(text), 0o600); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// StartAgent starts the agent on its state directory.
+func (s *System) StartAgent(env ...string) {
+	s.t.Helper()
+	all := append(os.Environ(),
+		"ECS_CLUSTER=default", "ECS_BACKEND_HOST=http://"+s.Listen, "AWS_DEFAULT_REGION=us-east-1", "ECS_EXTERNAL=true",
+		"BERTH_CONTAINERD_ADDRESS="+s.Containerd.Address,
+		"BERTH_STATE_DIR="+filepath.Join(s.Dir, "agent"),
+		"BERTH_RUN_DIR="+filepath.Join(s.Dir, "run"),
+		"BERTH_LOG_DIR="+filepath.Join(s.Dir, "log"),
+		"BERTH_KEY_FILE="+filepath.Join(s.Dir, "agent.key"),
+		"BERTH_LOGGER_PATH="+filepath.Join(s.Bin, "berth-logger"),
+	)
+	all = append(append(all, s.o.AgentEnv...), env...)
+	s.Agent = launch(s.t, "berth-agent", all, filepath.Join(s.Bin, "berth-agent"))
+}
+
+// end takes the agent down and everything that it put on the host.
+func (s *System) end() {
+	if s.t.Failed() {
+		s.t.Logf("the agent printed:\n%s", last(s.Agent.Output(), 60))
+	}
+	s.StopTasks()
+	s.Agent.Stop()
+	cmd := launch(s.t, "teardown", append(os.Environ(),
+		"BERTH_STATE_DIR="+filepath.Join(s.Dir, "agent"), "BERTH_RUN_DIR="+filepath.Join(s.Dir, "run"),
+		"BERTH_LOG_DIR="+filepath.Join(s.Dir, "log"), "BERTH_CONTAINERD_ADDRESS="+s.Containerd.Address,
+	), filepath.Join(s.Bin, "berth-agent"), "teardown")
+	<-cmd.Done()
+	if code := cmd.cmd.ProcessState.ExitCode(); code != 0 {
+		s.t.Errorf("berth-agent teardown: exit code %d:\n%s", code, cmd.Output())
+	}
+}
+
+// StopTasks stops every task of the cluster and waits for their end.
+func (s *System) StopTasks() {
+	s.t.Helper()
+	if s.Cluster == nil {
+		return
+	}
+	ctx := context.Background()
+	l, err := s.ECS.ListTasks(ctx, &ecs.ListTasksInput{})
+	if err != nil {
+		var missing *types.ClusterNotFoundException
+		if !errors.As(err, &missing) {
+			s.t.Errorf("list tasks: %v", err)
+		}
+		return
+	}
+	for _, arn := range l.TaskArns {
+		if _, err := s.ECS.StopTask(ctx, &ecs.StopTaskInput{Task: aws.String(arn)}); err != nil {
+			s.t.Errorf("stop %s: %v", arn, err)
+		}
+	}
+	if len(l.TaskArns) > 0 && !s.t.Failed() {
+		s.Wait("STOPPED", time.Minute, l.TaskArns...)
+	}
+}
+
+// AgentState asks the agent's debug socket.
+func (s *System) AgentState() (daemon.State, error) {
+	var st daemon.State
+	err := s.debug("/v1/state", &st)
+	return st, err
+}
+
+func (s *System) debug(path string, into any) error {
+	socket := filepath.Join(s.Dir, "run", "agent.sock")
+	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
+		},
+	}}
+	resp, err := c.Get("http://agent" + path)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return fmt.Errorf("%s: %s", path, resp.Status)
+	}
+	return json.NewDecoder(resp.Body).Decode(into)
+}
+
+// Events returns the agent's event log of a task, as text, for the report of a failure.
+func (s *System) Events(taskARN string) string {
+	var events []json.RawMessage
+	if err := s.debug("/v1/events?task="+url.QueryEscape(filepath.Base(taskARN)), &events); err != nil {
+		return err.Error()
+	}
+	var out bytes.Buffer
+	for _, e := range events {
+		out.Write(e)
+		out.WriteByte('\n')
+	}
+	return out.String()
+}
+
+// WaitConnected waits until the agent's ACS session is up.
+func (s *System) WaitConnected(limit time.Duration) {
+	s.t.Helper()
+	Until(s.t, limit, "the agent is connected", func() error {
+		select {
+		case <-s.Agent.Done():
+			return fmt.Errorf("it ended:\n%s", last(s.Agent.Output(), 30))
+		default:
+		}
+		st, err := s.AgentState()
+		if err != nil {
+			return fmt.Errorf("%w; it printed:\n%s", err, last(s.Agent.Output(), 30))
+		}
+		if !st.Connected || !st.Ready {
+			return fmt.Errorf("state %+v", st)
+		}
+		return nil
+	})
+}
+
+// Register registers a definition given as JSON, as "aws ecs register-task-definition
+// --cli-input-json" would.
+func (s *System) Register(in *ecs.RegisterTaskDefinitionInput) string {
+	s.t.Helper()
+	out, err := s.ECS.RegisterTaskDefinition(context.Background(), in)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return *out.TaskDefinition.TaskDefinitionArn
+}
+
+// Run runs count tasks of a definition and returns their ARNs.
+func (s *System) Run(definition string, count int) []string {
+	s.t.Helper()
+	var arns []string
+	for count > 0 {
+		n := min(count, 10)
+		out, err := s.ECS.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &definition, Count: aws.Int32(int32(n))})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		for _, f := range out.Failures {
+			s.t.Fatalf("run %s: %s %s", definition, aws.ToString(f.Reason), aws.ToString(f.Detail))
+		}
+		for _, tk := range out.Tasks {
+			arns = append(arns, *tk.TaskArn)
+		}
+		count -= n
+	}
+	return arns
+}
+
+// Stop stops tasks.
+func (s *System) Stop(arns ...string) {
+	s.t.Helper()
+	for _, arn := range arns {
+		if _, err := s.ECS.StopTask(context.Background(), &ecs.StopTaskInput{Task: aws.String(arn)}); err != nil {
+			s.t.Fatal(err)
+		}
+	}
+}
+
+// Describe returns tasks as DescribeTasks shows them.
+func (s *System) Describe(arns ...string) []types.Task {
+	s.t.Helper()
+	var all []types.Task
+	for len(arns) > 0 {
+		n := min(len(arns), 100)
+		out, err := s.ECS.DescribeTasks(context.Background(), &ecs.DescribeTasksInput{Tasks: arns[:n]})
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		if len(out.Failures) > 0 {
+			s.t.Fatalf("describe: %s %s", aws.ToString(out.Failures[0].Arn), aws.ToString(out.Failures[0].Reason))
+		}
+		all = append(all, out.Tasks...)
+		arns = arns[n:]
+	}
+	return all
+}
+
+// Wait waits until all tasks have the given lastStatus. A task that is STOPPED while
+// another status is waited for fails the test at once, with its reasons.
+func (s *System) Wait(status string, limit time.Duration, arns ...string) []types.Task {
+	s.t.Helper()
+	var tasks []types.Task
+	Until(s.t, limit, fmt.Sprintf("%d tasks are %s", len(arns), status), func() error {
+		tasks = s.Describe(arns...)
+		for _, tk := range tasks {
+			if got := aws.ToString(tk.LastStatus); got == "STOPPED" && status != "STOPPED" {
+				s.t.Fatalf("task stopped: %s\nevents:\n%s", Explain(tk), s.Events(*tk.TaskArn))
+			} else if got != status {
+				return fmt.Errorf("%s\nevents:\n%s", Explain(tk), s.Events(*tk.TaskArn))
+			}
+		}
+		return nil
+	})
+	return tasks
+}
+
+// Explain is one line about a task with everything that says why.
+func Explain(tk types.Task) string {
+	line := fmt.Sprintf("%s is %s (desired %s) stopCode %s reason %q", *tk.TaskArn, aws.ToString(tk.LastStatus),
+		aws.ToString(tk.DesiredStatus), tk.StopCode, aws.ToString(tk.StoppedReason))
+	for _, c := range tk.Containers {
+		line += fmt.Sprintf("; %s %s", aws.ToString(c.Name), aws.ToString(c.LastStatus))
+		if c.ExitCode != nil {
+			line += fmt.Sprintf(" exit %d", *c.ExitCode)
+		}
+		if c.Reason != nil {
+			line += fmt.Sprintf(" %q", *c.Reason)
+		}
+	}
+	return line
+}
