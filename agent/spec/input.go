@@ -46,6 +46,8 @@ type Network struct {
 	// Files to mount over /etc/hosts, /etc/resolv.conf and /etc/hostname; "" leaves
 	// the image's own.
 	Hosts, Resolv, HostnameFile string
+	// ReadOnly mounts them so that the container cannot change them: they are the host's own.
+	ReadOnly bool
 }
 
 // Host is what a specification has to know of the host.

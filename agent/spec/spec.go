@@ -283,7 +283,7 @@ func mounts(in Input, sec security) ([]specs.Mount, error) {
 	} {
 		if f[0] != "" {
 			opts := []string{"rbind", "rprivate"}
-			if hc.ReadonlyRootfs {
+			if hc.ReadonlyRootfs || in.Network.ReadOnly {
 				opts = append(opts, "ro")
 			}
 			ms = append(ms, specs.Mount{Destination: f[1], Type: "bind", Source: f[0], Options: opts})

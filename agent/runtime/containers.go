@@ -1,0 +1,458 @@
+package runtime
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net/url"
+	"os"
+	"path"
+	"path/filepath"
+	"strconv"
+	"syscall"
+	"time"
+
+	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/spec"
+	"berth.dev/berth/agent/task"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/containerd/v2/core/containers"
+	"github.com/containerd/containerd/v2/core/mount"
+	"github.com/containerd/containerd/v2/core/snapshots"
+	"github.com/containerd/typeurl/v2"
+	"github.com/opencontainers/go-digest"
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Containers makes and runs the containers of tasks. It serves task.KindContainer.
+type Containers struct{ c *Client }
+
+var (
+	_ engine.Process  = (*Containers)(nil)
+	_ engine.Observer = (*Containers)(nil)
+	_ engine.Sweeper  = (*Containers)(nil)
+)
+
+// Containers is the engine's view of the client.
+func (c *Client) Containers() *Containers { return &Containers{c} }
+
+// handle is what is stored with a container's record.
+type handle struct {
+	ID     string `json:"id"`
+	Cgroup string `json:"cgroup"`
+	Signal int    `json:"signal"` // that asks the container to end
+}
+
+// Handles of the resources that a container builds on.
+type (
+	networkHandle struct {
+		Path         string `json:"path"`
+		Hosts        string `json:"hosts"`
+		Resolv       string `json:"resolv"`
+		Hostname     string `json:"hostname"`
+		HostnameFile string `json:"hostnameFile"`
+	}
+	cgroupHandle struct {
+		Parent string `json:"parent"`
+	}
+)
+
+// Kind is task.KindContainer.
+func (s *Containers) Kind() string { return task.KindContainer }
+
+// Ensure makes the container's snapshot, record, log directory and process, which is
+// created and not started. It adopts what is there already.
+func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d engine.Deps) (task.Result, error) {
+	p, err := s.plan(ctx, t, name, d)
+	if err != nil {
+		return task.Result{}, err
+	}
+	nctx := s.c.ns(ctx)
+	mounts, err := s.c.prepare(nctx, p)
+	if err != nil {
+		return task.Result{}, classify(err, task.CannotCreateContainer)
+	}
+	p.in.User, err = s.c.identity(ctx, p.image, p.user, p.dir, p.h.ID, mounts)
+	if err != nil {
+		return task.Result{}, classify(err, task.CannotCreateContainer)
+	}
+	oci, err := spec.Build(p.in)
+	if err != nil {
+		return task.Result{}, err
+	}
+	if err := os.MkdirAll(s.c.logDir(t.ID(), name), 0o750); err != nil {
+		return task.Result{}, classify(fmt.Errorf("log directory of container %s: %w", name, err), task.CannotCreateContainer)
+	}
+	s.c.track(p.h, t.ID(), name)
+	err = s.c.join(nctx, t, p.h.ID, func(sandbox string) error {
+		if err := s.c.record(nctx, p, oci, sandbox); err != nil {
+			return classify(err, task.CannotCreateContainer)
+		}
+		// A command that does not exist shows here, and is known to users as a failed start.
+		return classify(s.c.create(nctx, p, mounts), task.CannotStartContainer)
+	})
+	if err != nil {
+		return task.Result{}, err
+	}
+	hb, err := json.Marshal(p.h)
+	if err != nil {
+		return task.Result{}, err
+	}
+	return task.Result{Handle: hb, RuntimeID: p.h.ID}, nil
+}
+
+// planned is one container as it is to be made.
+type planned struct {
+	t     *task.Task
+	name  string
+	h     handle
+	image Image
+	user  string
+	dir   string
+	in    spec.Input
+}
+
+func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engine.Deps) (*planned, error) {
+	c := t.Container(name)
+	if c == nil {
+		return nil, task.Failf(task.Invalid, task.CannotCreateContainer, "task %s has no container %q", t.ID(), name)
+	}
+	img, ok := d.Get(task.ResourceID{Kind: task.KindImage, Name: name})
+	if !ok || len(img.Handle) == 0 {
+		return nil, task.Failf(task.Invalid, task.CannotCreateContainer, "the image of container %s was not resolved", name)
+	}
+	image, err := s.c.ImageOf(ctx, img.Handle)
+	if err != nil {
+		return nil, classify(err, task.CannotCreateContainer)
+	}
+	sig, err := spec.StopSignal(c.Config.StopSignal, image.config.StopSignal)
+	if err != nil {
+		return nil, err
+	}
+	p := &planned{t: t, name: name, image: image, h: handle{ID: ContainerID(t.ARN, name, 0), Signal: int(sig)}}
+	parent := cgroupHandle{Parent: path.Join("/ecs", t.ID())}
+	if err := dependency(d, task.ResourceID{Kind: task.KindCgroup, Name: "task"}, &parent); err != nil {
+		return nil, err
+	}
+	p.h.Cgroup = path.Join("/", parent.Parent, p.h.ID)
+	p.in = spec.Input{
+		Task: t, Container: c, Image: image.config, Host: s.c.host, CgroupsPath: p.h.Cgroup, Region: s.c.cfg.Region,
+	}
+	if p.in.Network, err = network(t, d); err != nil {
+		return nil, err
+	}
+	if p.in.Volumes, err = hostVolumes(t); err != nil {
+		return nil, err
+	}
+	if c.HostConfig.Privileged {
+		if p.in.Host.Devices, err = hostDevices(); err != nil {
+			return nil, task.Failf(task.Unclassified, task.CannotCreateContainer, "listing the host's devices: %w", err)
+		}
+	}
+	if p.user = c.Config.User; p.user == "" {
+		p.user = image.config.User
+	}
+	if p.dir = c.Config.WorkingDir; p.dir == "" {
+		p.dir = image.config.WorkingDir
+	}
+	p.dir = path.Join("/", p.dir)
+	return p, nil
+}
+
+// dependency decodes the handle of another resource into v; none leaves v as it is.
+func dependency(d engine.Deps, id task.ResourceID, v any) error {
+	r, ok := d.Get(id)
+	if !ok || len(r.Handle) == 0 {
+		return nil
+	}
+	if err := json.Unmarshal(r.Handle, v); err != nil {
+		return task.Failf(task.Invalid, task.CannotCreateContainer, "handle of %s: %w", id, err)
+	}
+	return nil
+}
+
+func network(t *task.Task, d engine.Deps) (spec.Network, error) {
+	var h networkHandle
+	if err := dependency(d, task.ResourceID{Kind: task.KindNetwork, Name: "task"}, &h); err != nil {
+		return spec.Network{}, err
+	}
+	n := spec.Network{Namespace: h.Path, Hostname: h.Hostname, Hosts: h.Hosts, Resolv: h.Resolv, HostnameFile: h.HostnameFile}
+	if t.NetworkMode != task.NetworkHost {
+		if n.Namespace == "" {
+			return n, task.Failf(task.Invalid, task.ContainerNetworking, "the task's network namespace was not made")
+		}
+		return n, nil
+	}
+	n.Namespace = ""
+	if n.Hostname == "" {
+		name, err := os.Hostname()
+		if err != nil {
+			return n, err
+		}
+		n.Hostname = name
+	}
+	if n.Hosts == "" && n.Resolv == "" {
+		n.ReadOnly = true
+		n.Hosts, n.Resolv = existing("/etc/hosts"), existing("/etc/resolv.conf")
+	}
+	return n, nil
+}
+
+func existing(file string) string {
+	if st, err := os.Stat(file); err != nil || !st.Mode().IsRegular() {
+		return ""
+	}
+	return file
+}
+
+// hostVolumes makes the directories of the task's bind mounts where they are missing,
+// as Docker does.
+func hostVolumes(t *task.Task) (map[string]string, error) {
+	out := map[string]string{}
+	for _, v := range t.Volumes {
+		if v.HostPath == "" {
+			continue
+		}
+		if !filepath.IsAbs(v.HostPath) {
+			return nil, task.Failf(task.Invalid, task.CannotCreateVolume, "volume %s: sourcePath %q is not absolute", v.Name, v.HostPath)
+		}
+		dir := filepath.Clean(v.HostPath)
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			err = os.MkdirAll(dir, 0o755)
+			if err != nil {
+				return nil, task.Failf(task.Invalid, task.CannotCreateVolume, "volume %s: %w", v.Name, err)
+			}
+		}
+		out[v.Name] = dir
+	}
+	return out, nil
+}
+
+// prepare makes the container's snapshot, or finds it. Layers that were collected
+// meanwhile are unpacked again.
+func (c *Client) prepare(ctx context.Context, p *planned) ([]mount.Mount, error) {
+	labels := c.ownLabels(p.t, p.name)
+	labels[labelGCRoot] = time.Now().UTC().Format(time.RFC3339)
+	for again := false; ; again = true {
+		m, err := c.snapshots.Prepare(ctx, p.h.ID, p.image.chain, snapshots.WithLabels(labels))
+		switch {
+		case err == nil:
+			return m, nil
+		case isExists(err):
+			return c.snapshots.Mounts(ctx, p.h.ID)
+		case isNotFound(err) && !again:
+			c.forget(p.image)
+			if p.image, err = c.ready(ctx, p.image.Name, p.image.descriptor()); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, err
+		}
+	}
+}
+
+// record stores the container, replacing a record of an earlier try that differs and
+// has no process.
+func (c *Client) record(ctx context.Context, p *planned, oci *specs.Spec, sandbox string) error {
+	packed, err := typeurl.MarshalAny(oci)
+	if err != nil {
+		return err
+	}
+	labels := c.containerLabels(p.t, p.name)
+	labels[labelCgroup] = p.h.Cgroup
+	labels[labelStopSignal] = strconv.Itoa(p.h.Signal)
+	labels[labelSpec] = digest.FromBytes(packed.GetValue()).Encoded()[:32]
+	r := containers.Container{
+		ID: p.h.ID, Labels: labels, Image: p.image.Name, Spec: packed,
+		Runtime:     containers.RuntimeInfo{Name: shimRuntime, Options: c.options},
+		Snapshotter: c.cfg.Snapshotter, SnapshotKey: p.h.ID, SandboxID: sandbox,
+	}
+	_, err = c.containers.Create(ctx, r)
+	if !isExists(err) {
+		return err
+	}
+	old, err := c.containers.Get(ctx, p.h.ID)
+	if err != nil {
+		return err
+	}
+	if old.Labels[labelSpec] == labels[labelSpec] && old.SandboxID == sandbox {
+		return nil
+	}
+	if _, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: p.h.ID}); !isNotFound(err) {
+		return err // there is a process, which is adopted as it is
+	}
+	if err := c.containers.Delete(ctx, p.h.ID); err != nil && !isNotFound(err) {
+		return err
+	}
+	_, err = c.containers.Create(ctx, r)
+	return err
+}
+
+// create makes the process, or finds it.
+func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) error {
+	req := &tasks.CreateTaskRequest{
+		ContainerID: p.h.ID,
+		Rootfs:      mountsProto(mounts),
+		Terminal:    p.in.Container.Config.Tty,
+		Options:     typeurl.MarshalProto(c.options),
+	}
+	if c.cfg.LoggerPath != "" {
+		req.Stdout = c.logURI(p)
+		if !req.Terminal {
+			req.Stderr = req.Stdout
+		}
+	}
+	_, err := c.tasks.Create(ctx, req)
+	if !isExists(err) {
+		return err
+	}
+	_, err = c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: p.h.ID})
+	if isNotFound(err) {
+		return unavailable(fmt.Errorf("container %s: remains of an earlier process are being cleaned up", p.h.ID))
+	}
+	return err
+}
+
+func (c *Client) logURI(p *planned) string {
+	q := url.Values{"path": {c.LogPath(p.t.ID(), p.name)}}
+	if c.cfg.LogMaxBytes > 0 {
+		q.Set("max", strconv.FormatInt(c.cfg.LogMaxBytes, 10))
+	}
+	if c.cfg.LogFiles > 0 {
+		q.Set("files", strconv.Itoa(c.cfg.LogFiles))
+	}
+	u := url.URL{Scheme: "binary", Path: c.cfg.LoggerPath, RawQuery: q.Encode()}
+	return u.String()
+}
+
+func mountsProto(ms []mount.Mount) []*types.Mount {
+	out := make([]*types.Mount, 0, len(ms))
+	for _, m := range ms {
+		out = append(out, &types.Mount{Type: m.Type, Source: m.Source, Target: m.Target, Options: m.Options})
+	}
+	return out
+}
+
+// handleOf is the handle as it was stored, or, after a crash before that, as it must
+// have been.
+func (s *Containers) handleOf(ctx context.Context, t *task.Task, name string, raw task.Handle) (handle, error) {
+	h := handle{ID: ContainerID(t.ARN, name, 0)}
+	if len(raw) > 0 {
+		if err := json.Unmarshal(raw, &h); err != nil {
+			return h, task.Failf(task.Invalid, task.CannotInspectContainer, "handle of container %s: %w", name, err)
+		}
+		return h, nil
+	}
+	r, err := s.c.containers.Get(s.c.ns(ctx), h.ID)
+	if isNotFound(err) {
+		return h, nil
+	}
+	if err != nil {
+		return h, classify(err, task.CannotInspectContainer)
+	}
+	h.Cgroup = r.Labels[labelCgroup]
+	h.Signal, _ = strconv.Atoi(r.Labels[labelStopSignal]) // 0 means SIGTERM
+	return h, nil
+}
+
+// Remove takes away everything: process, record, snapshot, cgroup and log.
+func (s *Containers) Remove(ctx context.Context, t *task.Task, name string, raw task.Handle) error {
+	h, err := s.handleOf(ctx, t, name, raw)
+	if err != nil {
+		return err
+	}
+	if err := s.c.erase(s.c.ns(ctx), t.ID(), len(t.Containers), h); err != nil {
+		return err
+	}
+	return classify(s.c.removeLogs(t.ID(), name), task.CannotCreateContainer)
+}
+
+// erase takes away everything of a container but its log.
+func (c *Client) erase(ctx context.Context, taskID string, containers int, h handle) error {
+	if err := c.leave(ctx, taskID, containers, h, true); err != nil {
+		return err
+	}
+	if err := c.containers.Delete(ctx, h.ID); err != nil && !isNotFound(err) {
+		return classify(err, "")
+	}
+	if err := unmountRootfs(c.rootfsDir(h.ID)); err != nil {
+		return classify(err, "")
+	}
+	if err := os.Remove(c.rootfsDir(h.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return classify(err, "")
+	}
+	if err := c.snapshots.Remove(ctx, h.ID); err != nil && !isNotFound(err) {
+		return classify(err, "")
+	}
+	c.untrack(h.ID)
+	return nil
+}
+
+func (c *Client) removeLogs(taskID, name string) error {
+	dir := c.logDir(taskID, name)
+	if err := os.RemoveAll(dir); err != nil {
+		return err
+	}
+	err := os.Remove(filepath.Dir(dir))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTEMPTY) {
+		return nil // other containers of the task have logs there
+	}
+	return err
+}
+
+// Retire deletes the ended process, and with it the shim that served it.
+func (s *Containers) Retire(ctx context.Context, t *task.Task, name string, raw task.Handle) error {
+	h, err := s.handleOf(ctx, t, name, raw)
+	if err != nil {
+		return err
+	}
+	return s.c.leave(s.c.ns(ctx), t.ID(), len(t.Containers), h, false)
+}
+
+// Owned lists the containers, and the snapshots without a container, that carry the
+// agent's labels.
+func (s *Containers) Owned(ctx context.Context) ([]task.Owned, error) {
+	ctx = s.c.ns(ctx)
+	seen := map[string]bool{}
+	var out []task.Owned
+	add := func(id string, labels map[string]string) error {
+		if labels[LabelTaskID] == "" || seen[id] {
+			return nil
+		}
+		seen[id] = true
+		sig, _ := strconv.Atoi(labels[labelStopSignal]) // 0 means SIGTERM
+		h, err := json.Marshal(handle{ID: id, Cgroup: labels[labelCgroup], Signal: sig})
+		out = append(out, task.Owned{
+			Resource: task.ResourceID{Kind: task.KindContainer, Name: labels[LabelContainer]},
+			TaskARN:  labels[LabelTaskARN], TaskID: labels[LabelTaskID], Handle: h,
+		})
+		return err
+	}
+	list, err := s.c.containers.List(ctx)
+	if err != nil {
+		return nil, classify(err, "")
+	}
+	for _, r := range list {
+		if err := add(r.ID, r.Labels); err != nil {
+			return nil, err
+		}
+	}
+	err = s.c.snapshots.Walk(ctx, func(_ context.Context, i snapshots.Info) error { return add(i.Name, i.Labels) })
+	return out, classify(err, "")
+}
+
+// Sweep removes what Owned listed.
+func (s *Containers) Sweep(ctx context.Context, o task.Owned) error {
+	var h handle
+	if err := json.Unmarshal(o.Handle, &h); err != nil {
+		return fail(task.Invalid, "", fmt.Errorf("handle of swept container: %w", err))
+	}
+	if err := s.c.erase(s.c.ns(ctx), o.TaskID, unknownSize, h); err != nil {
+		return err
+	}
+	return s.c.removeLogs(o.TaskID, o.Resource.Name)
+}

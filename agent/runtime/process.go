@@ -1,0 +1,202 @@
+package runtime
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+	"syscall"
+	"time"
+
+	"berth.dev/berth/agent/task"
+
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
+	"google.golang.org/protobuf/types/known/timestamppb"
+)
+
+// Start starts the created process.
+func (s *Containers) Start(ctx context.Context, t *task.Task, name string, raw task.Handle) error {
+	h, err := s.handleOf(ctx, t, name, raw)
+	if err != nil {
+		return err
+	}
+	s.c.track(h, t.ID(), name)
+	_, err = s.c.tasks.Start(s.c.ns(ctx), &tasks.StartRequest{ContainerID: h.ID})
+	if err == nil {
+		return nil
+	}
+	// A start that was repeated after a crash finds the process started.
+	if o, perr := s.c.inspect(ctx, h); perr == nil && (o.Process == task.ProcessRunning || o.Process == task.ProcessExited && isPrecondition(err)) {
+		return nil
+	}
+	return classify(err, task.CannotStartContainer)
+}
+
+// Probe asks what there is of the container. A shim that does not answer is an error
+// of class Unavailable and says nothing about the process.
+func (s *Containers) Probe(ctx context.Context, t *task.Task, name string, raw task.Handle) (task.Observed, error) {
+	h, err := s.handleOf(ctx, t, name, raw)
+	if err != nil {
+		return task.Observed{}, err
+	}
+	s.c.track(h, t.ID(), name)
+	return s.c.inspect(ctx, h)
+}
+
+func (c *Client) inspect(ctx context.Context, h handle) (task.Observed, error) {
+	ctx, cancel := context.WithTimeout(c.ns(ctx), askTimeout+stragglerLimit)
+	defer cancel()
+	r, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: h.ID})
+	if isNotFound(err) {
+		return c.inspectRecord(ctx, h)
+	}
+	if err != nil {
+		return task.Observed{}, classify(err, task.CannotInspectContainer)
+	}
+	o := task.Observed{Exists: true}
+	switch r.Process.Status {
+	case tasktypes.Status_CREATED:
+		o.Process = task.ProcessCreated
+	case tasktypes.Status_RUNNING, tasktypes.Status_PAUSED, tasktypes.Status_PAUSING:
+		o.Process = task.ProcessRunning
+	case tasktypes.Status_STOPPED:
+		exit, err := c.ended(ctx, h, r.Process.ExitStatus, r.Process.ExitedAt)
+		if err != nil {
+			return task.Observed{}, classify(err, task.CannotInspectContainer)
+		}
+		o.Process, o.Exit = task.ProcessExited, &exit
+	default:
+		return task.Observed{}, unavailable(fmt.Errorf("container %s: its shim does not answer (status %s)", h.ID, r.Process.Status))
+	}
+	return o, nil
+}
+
+// inspectRecord is for a container that containerd knows no process of. While the
+// cgroup holds processes of a killed shim the container has not ended.
+func (c *Client) inspectRecord(ctx context.Context, h handle) (task.Observed, error) {
+	if err := c.cgs.empty(ctx, h.Cgroup); err != nil {
+		return task.Observed{}, unavailable(fmt.Errorf("container %s: %w", h.ID, err))
+	}
+	_, err := c.containers.Get(ctx, h.ID)
+	if err == nil {
+		return task.Observed{Exists: true}, nil
+	}
+	if !isNotFound(err) {
+		return task.Observed{}, classify(err, task.CannotInspectContainer)
+	}
+	_, err = c.snapshots.Stat(ctx, h.ID)
+	if err != nil && !isNotFound(err) {
+		return task.Observed{}, classify(err, task.CannotInspectContainer)
+	}
+	return task.Observed{Exists: err == nil}, nil
+}
+
+// ended waits until the last process of the container is gone and says how the first
+// one ended.
+func (c *Client) ended(ctx context.Context, h handle, status uint32, at *timestamppb.Timestamp) (task.Exit, error) {
+	oom := c.cgs.oomKills(h.Cgroup) > 0 || c.sawOOM(h.ID)
+	if err := c.cgs.empty(ctx, h.Cgroup); err != nil {
+		return task.Exit{}, fmt.Errorf("container %s: %w", h.ID, err)
+	}
+	e := task.Exit{Code: int(status), At: at.AsTime()}
+	if e.Code > 128 && e.Code <= 128+64 {
+		e.Signal = e.Code - 128
+	}
+	// A container that lost a helper process and still ended well was not stopped by it.
+	e.OOMKilled = oom && e.Code != 0
+	return e, nil
+}
+
+// Stop delivers the stop signal to the container's first process.
+func (s *Containers) Stop(ctx context.Context, t *task.Task, name string, raw task.Handle) error {
+	h, err := s.handleOf(ctx, t, name, raw)
+	if err != nil {
+		return err
+	}
+	sig := h.Signal
+	if sig == 0 {
+		sig = int(syscall.SIGTERM)
+	}
+	_, err = s.c.tasks.Kill(s.c.ns(ctx), &tasks.KillRequest{ContainerID: h.ID, Signal: uint32(sig)})
+	if gone(err) {
+		return nil
+	}
+	return classify(err, task.CannotStopContainer)
+}
+
+// Kill ends all processes of the container, by its cgroup where the shim does not help.
+func (s *Containers) Kill(ctx context.Context, t *task.Task, name string, raw task.Handle) error {
+	h, err := s.handleOf(ctx, t, name, raw)
+	if err != nil {
+		return err
+	}
+	return classify(s.c.kill(s.c.ns(ctx), h), task.CannotStopContainer)
+}
+
+func (c *Client) kill(ctx context.Context, h handle) error {
+	kctx, cancel := context.WithTimeout(ctx, askTimeout)
+	defer cancel()
+	_, err := c.tasks.Kill(kctx, &tasks.KillRequest{ContainerID: h.ID, Signal: uint32(syscall.SIGKILL), All: true})
+	if err == nil {
+		return nil
+	}
+	// No process known does not mean that there is none, and a stopped shim never answers.
+	if kerr := c.cgs.kill(h.Cgroup); kerr != nil {
+		return errors.Join(err, kerr)
+	}
+	if gone(err) || classOf(err) == task.Unavailable && h.Cgroup != "" && ctx.Err() == nil {
+		return nil
+	}
+	return err
+}
+
+// gone reports whether a signal found nothing to be delivered to.
+func gone(err error) bool {
+	return err == nil || isNotFound(err) || isPrecondition(err) && strings.Contains(err.Error(), "process already finished")
+}
+
+// How long a killed process may take until it can be deleted.
+const (
+	deletePoll  = 10 * time.Millisecond
+	deleteLimit = 10 * time.Second
+)
+
+// errRunning says that a process that was to be retired has not ended.
+var errRunning = errors.New("the process has not ended")
+
+// deleteProcess deletes the process; with force it ends one that runs. It also ends
+// what is left in the cgroup and removes that.
+func (c *Client) deleteProcess(ctx context.Context, h handle, force bool) error {
+	deadline := time.Now().Add(deleteLimit)
+	for killed := false; ; {
+		_, err := c.tasks.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: h.ID})
+		if err == nil || isNotFound(err) {
+			break
+		}
+		if !isPrecondition(err) && !force {
+			return err
+		}
+		if !force {
+			return unavailable(fmt.Errorf("container %s: %w", h.ID, errRunning))
+		}
+		if !killed {
+			if err := c.kill(ctx, h); err != nil {
+				return err
+			}
+			killed = true
+		}
+		if time.Now().After(deadline) {
+			return unavailable(fmt.Errorf("container %s: %w", h.ID, err))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(deletePoll):
+		}
+	}
+	if err := c.cgs.empty(ctx, h.Cgroup); err != nil {
+		return unavailable(fmt.Errorf("container %s: %w", h.ID, err))
+	}
+	return c.cgs.remove(h.Cgroup)
+}
