@@ -280,13 +280,14 @@ func (h *Host) del(ctx context.Context, k Key) error {
 	if a == nil {
 		return h.removeLink(vethName(h.cfg.Bridge, k))
 	}
+	// The interface first: the rules about its source hold as long as it is there.
+	if err := h.removeLink(a.HostVeth); err != nil {
+		return err
+	}
 	h.nft.Lock()
 	err = h.rules.withdraw(a)
 	h.nft.Unlock()
 	if err != nil {
-		return err
-	}
-	if err := h.removeLink(a.HostVeth); err != nil {
 		return err
 	}
 	if hasUDP(a.Ports) {
@@ -303,6 +304,14 @@ func (h *Host) del(ctx context.Context, k Key) error {
 	held := h.held[k]
 	delete(h.held, k)
 	return held.close()
+}
+
+// HasLink reports whether an interface of this name is on the host. One that cannot be
+// asked for counts as there.
+func (h *Host) HasLink(name string) bool {
+	_, err := h.route.LinkByName(name)
+	_, gone := errors.AsType[netlink.LinkNotFoundError](err)
+	return !gone
 }
 
 // find returns the attachment of a key, from memory or, when another process may have

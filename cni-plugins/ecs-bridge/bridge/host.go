@@ -189,6 +189,9 @@ func (h *Host) ready(ctx context.Context) error {
 		if ok, err := h.rules.current(); err != nil {
 			return err
 		} else if ok {
+			h.mu.Lock()
+			h.mtu = link.Attrs().MTU
+			h.mu.Unlock()
 			return nil
 		}
 	}

@@ -1,0 +1,521 @@
+// Package netns gives a task its network: the namespace that its containers share, the
+// connection of the namespace to the host by the code of the ecs-bridge CNI plugin,
+// called in process, and the files that go over /etc/hosts, /etc/resolv.conf and
+// /etc/hostname.
+//
+//	<Dir>/namespaces/<task id>   the pinned namespace (modes bridge and none)
+//	<Dir>/bridge/                reservations of ecs-bridge, one file per address
+//	<Dir>/files/<task id>/       hosts, resolv.conf, hostname
+//
+// Every name derives from the task's id. The reservation is written and fsynced before
+// anything of the connection is made and holds all of it, so it stands for the CNI
+// result that a runtime has to keep. Nothing here needs the agent to be alive
+// afterwards. Dir belongs on a file system that a reboot empties, as the network itself
+// does not survive one; where it does not, the sweep at start removes what is left.
+//
+// # Name servers
+//
+// A task in bridge mode gets the host's name servers, except those on loopback
+// addresses, which it could not reach. Where none is left, as with systemd-resolved, they
+// are read from that service's own /run/systemd/resolve/resolv.conf. Host mode gets the
+// host's file as it is.
+package netns
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/task"
+	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
+	"berth.dev/berth/eni"
+)
+
+// Config says where and how networks are made. Dir is required; every other zero value
+// stands for a default.
+type Config struct {
+	Dir    string       // absolute
+	Bridge string       // default bridge.DefaultBridge
+	Table  string       // nftables tables; default bridge.DefaultTable
+	Subnet netip.Prefix // IPv4; default bridge.DefaultSubnet
+	MTU    int          // bytes; default that of the host's default route
+
+	// FirstPort and LastPort bound dynamic host ports (ECS_DYNAMIC_HOST_PORT_RANGE);
+	// default the kernel's net.ipv4.ip_local_port_range.
+	FirstPort, LastPort uint16
+
+	Resolv         string // default /etc/resolv.conf
+	ResolvUpstream string // default /run/systemd/resolve/resolv.conf
+	Hosts          string // for host mode; default /etc/hosts
+
+	Log *slog.Logger
+}
+
+// ifName is the interface inside a task's namespace.
+const ifName = "eth0"
+
+// resourceName is the one name that the network of a task has.
+const resourceName = "task"
+
+// vethWait bounds the wait for the kernel to take the host's interface away with its
+// namespace, and vethPoll is how often it is looked for.
+const (
+	vethWait = 200 * time.Millisecond
+	vethPoll = 2 * time.Millisecond
+)
+
+// sysctls of a new namespace, as container tools set them: a program without
+// capabilities may listen on any port, and may send ICMP echo requests.
+var sysctls = map[string]string{
+	"net/ipv4/ip_unprivileged_port_start": "0",
+	"net/ipv4/ping_group_range":           "0 2147483647",
+}
+
+// Network makes and removes the networks of tasks. It implements engine.Resource and
+// engine.Sweeper.
+type Network struct {
+	cfg  Config
+	log  *slog.Logger
+	host *bridge.Host
+}
+
+// Handle is what the containers of a task need of its network; it is stored as the
+// record's handle.
+type Handle struct {
+	Path         string `json:"path,omitempty"` // of the namespace; empty is the host's
+	Hosts        string `json:"hosts"`          // file to mount over /etc/hosts
+	Resolv       string `json:"resolv"`         // file to mount over /etc/resolv.conf
+	Hostname     string `json:"hostname"`       // the name itself
+	HostnameFile string `json:"hostnameFile"`   // file to mount over /etc/hostname
+	IP           string `json:"ip,omitempty"`   // mode bridge only
+	Gateway      string `json:"gateway,omitempty"`
+	MAC          string `json:"mac,omitempty"`
+
+	// Containers has the files of those containers that have their own settings.
+	Containers map[string]Files `json:"containers,omitempty"`
+}
+
+// Files are one container's own files; an empty path means the task's.
+type Files struct {
+	Hosts        string `json:"hosts,omitempty"`
+	Resolv       string `json:"resolv,omitempty"`
+	HostnameFile string `json:"hostnameFile,omitempty"`
+}
+
+// New opens what is there. It changes nothing on the host but making Dir.
+func New(cfg Config) (*Network, error) {
+	if !filepath.IsAbs(cfg.Dir) {
+		return nil, fmt.Errorf("network directory %q: must be an absolute path", cfg.Dir)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	for _, d := range []struct {
+		at *string
+		to string
+	}{
+		{&cfg.Resolv, "/etc/resolv.conf"},
+		{&cfg.ResolvUpstream, "/run/systemd/resolve/resolv.conf"},
+		{&cfg.Hosts, "/etc/hosts"},
+	} {
+		if *d.at == "" {
+			*d.at = d.to
+		}
+	}
+	host, err := bridge.Open(bridge.Config{
+		Bridge: cfg.Bridge, Table: cfg.Table, Subnet: cfg.Subnet, MTU: cfg.MTU,
+		FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
+		Dir: filepath.Join(cfg.Dir, "bridge"), Hold: true, Log: cfg.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("network: %w", err)
+	}
+	return &Network{cfg: cfg, log: cfg.Log, host: host}, nil
+}
+
+// Close gives up sockets and descriptors; networks stay as they are.
+func (n *Network) Close() error { return n.host.Close() }
+
+// Kind is task.KindNetwork.
+func (n *Network) Kind() string { return task.KindNetwork }
+
+// EnsureHost makes or repairs what all tasks share: the directory of namespaces, the
+// bridge, the nftables tables. It is to be called at start, before Ensure.
+func (n *Network) EnsureHost(ctx context.Context) error {
+	if err := eni.ShareDirectory(n.namespaces()); err != nil {
+		return fmt.Errorf("directory of network namespaces: %w", err)
+	}
+	if err := n.host.Setup(ctx); err != nil {
+		return fmt.Errorf("host network: %w", err)
+	}
+	drops, err := bridge.ForwardDrops(n.host.Config().Table)
+	if err != nil {
+		return err
+	}
+	if len(drops) > 0 {
+		n.log.Warn("a firewall drops forwarded packets by policy; accept traffic from and to the bridge there, or tasks in bridge mode have no network",
+			"bridge", n.host.Config().Bridge, "chains", strings.Join(drops, ", "))
+	}
+	return nil
+}
+
+// TeardownHost removes all networks of tasks and what they share, and restores the
+// sysctls that EnsureHost changed. The tasks must be gone.
+func (n *Network) TeardownHost(ctx context.Context) error {
+	owned, err := n.Owned(ctx)
+	if err != nil {
+		return err
+	}
+	for _, o := range owned {
+		if err := n.Sweep(ctx, o); err != nil {
+			return err
+		}
+	}
+	return errors.Join(
+		n.host.Teardown(ctx),
+		eni.UnshareDirectory(n.namespaces()),
+		os.RemoveAll(filepath.Join(n.cfg.Dir, "files")),
+	)
+}
+
+func (n *Network) namespaces() string         { return filepath.Join(n.cfg.Dir, "namespaces") }
+func (n *Network) namespace(id string) string { return filepath.Join(n.namespaces(), id) }
+func (n *Network) filesOf(id string) string   { return filepath.Join(n.cfg.Dir, "files", id) }
+func attachment(id string) bridge.Key         { return bridge.Key{ID: id, IfName: ifName} }
+func safeID(id string) bool                   { return id != "" && id[0] != '.' && !strings.ContainsAny(id, "/\x00") }
+func fault(c task.Class, err error) error     { return task.Fail(c, task.ContainerNetworking, err) }
+func faultf(c task.Class, f string, a ...any) error {
+	return task.Failf(c, task.ContainerNetworking, f, a...)
+}
+
+// classify gives errors of the outside world their class.
+func classify(err error) error {
+	if err == nil {
+		return nil
+	}
+	class := task.Unavailable
+	switch bridge.KindOf(err) {
+	case bridge.Invalid, bridge.PortTaken:
+		class = task.Invalid
+	case bridge.Exists:
+		class = task.Exists
+	case bridge.Exhausted:
+		class = task.Exhausted
+	case bridge.Damaged:
+		class = task.NotFound
+	default:
+		if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+			class = task.Canceled
+		} else if errors.Is(err, fs.ErrPermission) {
+			class = task.Permission
+		}
+	}
+	return fault(class, err)
+}
+
+// Ensure makes the task's network, or finds it.
+func (n *Network) Ensure(ctx context.Context, t *task.Task, _ string, _ engine.Deps) (task.Result, error) {
+	id := t.ID()
+	if !safeID(id) {
+		return task.Result{}, faultf(task.Invalid, "task ARN %q has no usable id", t.ARN)
+	}
+	var res task.Result
+	h := Handle{Hostname: id[:min(len(id), 12)]}
+	var err error
+	switch t.NetworkMode {
+	case task.NetworkHost:
+		if h.Hostname, err = os.Hostname(); err != nil {
+			return res, classify(err)
+		}
+		res.Bindings, err = informative(t)
+	case task.NetworkNone:
+		h.Path = n.namespace(id)
+		err = n.ensureNamespace(h.Path)
+	case task.NetworkBridge:
+		var a *bridge.Attachment
+		if a, err = n.ensureBridged(ctx, t); err == nil {
+			h.Path, h.IP, h.Gateway, h.MAC = a.Namespace, a.Address.String(), a.Gateway.String(), a.MAC
+			res.Bindings = bindings(a)
+		}
+	default:
+		return res, faultf(task.Invalid, "network mode %q is not supported; use bridge, host or none", t.NetworkMode)
+	}
+	if err != nil {
+		return task.Result{}, classify(err)
+	}
+	if err := n.writeFiles(t, &h); err != nil {
+		return task.Result{}, classify(err)
+	}
+	if res.Handle, err = json.Marshal(h); err != nil {
+		return task.Result{}, classify(err)
+	}
+	return res, nil
+}
+
+func (n *Network) ensureNamespace(path string) error {
+	live, err := eni.Live(path)
+	if live || err != nil {
+		return err
+	}
+	if err := eni.RemoveNamespace(path); err != nil { // the file of a crash or a reboot
+		return err
+	}
+	return eni.CreateNamespace(path, sysctls)
+}
+
+// ensureBridged adopts a complete attachment and makes anything less anew. A failed ADD
+// is always followed by its DEL, in package bridge; one that a crash interrupted, here.
+func (n *Network) ensureBridged(ctx context.Context, t *task.Task) (*bridge.Attachment, error) {
+	id := t.ID()
+	path := n.namespace(id)
+	if n.host.Lookup(attachment(id)) != nil {
+		a, err := n.host.Check(ctx, attachment(id), path)
+		if err == nil {
+			return a, nil
+		}
+		if bridge.KindOf(err) != bridge.Damaged {
+			return nil, err
+		}
+		n.log.Info("making the network of a task anew", "task", id, "err", err)
+		if err := n.removeNetwork(ctx, id); err != nil {
+			return nil, err
+		}
+	}
+	ports, err := requests(t)
+	if err != nil {
+		return nil, err
+	}
+	if err := n.ensureNamespace(path); err != nil {
+		return nil, err
+	}
+	a, err := n.host.Add(ctx, bridge.Request{Key: attachment(id), Namespace: path, Ports: ports})
+	if err != nil {
+		return nil, errors.Join(err, eni.RemoveNamespace(path))
+	}
+	return a, nil
+}
+
+// Remove takes the task's network away.
+func (n *Network) Remove(ctx context.Context, t *task.Task, _ string, _ task.Handle) error {
+	if !safeID(t.ID()) {
+		return nil // Ensure made nothing
+	}
+	return classify(n.remove(ctx, t.ID()))
+}
+
+func (n *Network) remove(ctx context.Context, id string) error {
+	if err := n.removeNetwork(ctx, id); err != nil {
+		return err
+	}
+	return os.RemoveAll(n.filesOf(id))
+}
+
+// removeNetwork lets the kernel take the interface away with its namespace, which it does
+// for many at once, in the background, where deleting an interface takes 20 to 30 ms under the one lock
+// that every network change needs. An interface that stays, because a process still
+// holds the namespace, is deleted.
+func (n *Network) removeNetwork(ctx context.Context, id string) error {
+	if err := ctx.Err(); err != nil {
+		return err
+	}
+	if err := eni.RemoveNamespace(n.namespace(id)); err != nil {
+		return err
+	}
+	if a := n.host.Lookup(attachment(id)); a != nil {
+		n.awaitNoLink(ctx, a.HostVeth)
+	}
+	return n.host.Del(ctx, attachment(id))
+}
+
+func (n *Network) awaitNoLink(ctx context.Context, name string) {
+	tick := time.NewTicker(vethPoll)
+	defer tick.Stop()
+	deadline := time.NewTimer(vethWait)
+	defer deadline.Stop()
+	for n.host.HasLink(name) {
+		select {
+		case <-tick.C:
+		case <-deadline.C:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// Probe says whether the network is there. One whose namespace and interface live, but
+// which lost rules or the bridge, is repaired and counts as there.
+func (n *Network) Probe(ctx context.Context, t *task.Task, _ string, _ task.Handle) (task.Observed, error) {
+	id := t.ID()
+	if !safeID(id) {
+		return task.Observed{}, nil
+	}
+	switch t.NetworkMode {
+	case task.NetworkHost:
+		_, err := os.Stat(n.filesOf(id))
+		if errors.Is(err, fs.ErrNotExist) {
+			return task.Observed{}, nil
+		}
+		return task.Observed{Exists: err == nil}, classify(err)
+	case task.NetworkBridge:
+	default:
+		live, err := eni.Live(n.namespace(id))
+		return task.Observed{Exists: live}, classify(err)
+	}
+	_, err := n.host.Check(ctx, attachment(id), n.namespace(id))
+	if bridge.KindOf(err) == bridge.Damaged {
+		live, liveErr := eni.Live(n.namespace(id))
+		a := n.host.Lookup(attachment(id))
+		if liveErr != nil || !live || a == nil || !n.host.HasLink(a.HostVeth) {
+			return task.Observed{}, classify(liveErr)
+		}
+		n.log.Warn("repairing the network of a task, which somebody has damaged", "task", id, "err", err)
+		if repairErr := n.host.Repair(ctx, attachment(id)); repairErr != nil {
+			return task.Observed{}, fault(task.Unavailable, errors.Join(err, repairErr))
+		}
+		if _, err = n.host.Check(ctx, attachment(id), n.namespace(id)); bridge.KindOf(err) == bridge.Damaged {
+			return task.Observed{}, nil
+		}
+	}
+	return task.Observed{Exists: err == nil}, classify(err)
+}
+
+// Owned lists every network on the host by task, and interfaces on the bridge that no
+// task has.
+func (n *Network) Owned(context.Context) ([]task.Owned, error) {
+	ids := map[string]bool{}
+	for _, dir := range []string{n.namespaces(), filepath.Join(n.cfg.Dir, "files")} {
+		entries, err := os.ReadDir(dir)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, classify(err)
+		}
+		for _, e := range entries {
+			ids[e.Name()] = true
+		}
+	}
+	for _, a := range n.host.Attachments() {
+		ids[a.ID] = true
+	}
+	resource := task.ResourceID{Kind: task.KindNetwork, Name: resourceName}
+	var out []task.Owned
+	for id := range ids {
+		out = append(out, task.Owned{Resource: resource, TaskID: id})
+	}
+	slices.SortFunc(out, func(a, b task.Owned) int { return strings.Compare(a.TaskID, b.TaskID) })
+	strays, err := n.host.Strays()
+	if err != nil {
+		return nil, classify(err)
+	}
+	for _, name := range strays {
+		data, err := json.Marshal(stray{Interface: name})
+		if err != nil {
+			return nil, err
+		}
+		out = append(out, task.Owned{Resource: resource, Handle: data})
+	}
+	return out, nil
+}
+
+// stray is the handle of something that Owned found and cannot ascribe to a task.
+type stray struct {
+	Interface string `json:"interface"`
+}
+
+// Sweep removes one thing that Owned listed.
+func (n *Network) Sweep(ctx context.Context, o task.Owned) error {
+	if o.TaskID != "" {
+		if !safeID(o.TaskID) {
+			return faultf(task.Invalid, "task id %q is not a file name", o.TaskID)
+		}
+		return classify(n.remove(ctx, o.TaskID))
+	}
+	var s stray
+	if err := json.Unmarshal(o.Handle, &s); err != nil {
+		return fault(task.Invalid, err)
+	}
+	// Only what is a stray now: an interface may have got an owner since.
+	strays, err := n.host.Strays()
+	if err != nil || !slices.Contains(strays, s.Interface) {
+		return classify(err)
+	}
+	return classify(n.host.RemoveStray(s.Interface))
+}
+
+// requests are the task's port mappings as package bridge takes them.
+func requests(t *task.Task) ([]bridge.Port, error) {
+	var out []bridge.Port
+	for i := range t.Containers {
+		for _, p := range t.Containers[i].Ports {
+			first, count, err := span(p)
+			if err != nil {
+				return nil, &bridge.Error{Kind: bridge.Invalid, Err: fmt.Errorf("container %s: %w", t.Containers[i].Name, err)}
+			}
+			out = append(out, bridge.Port{
+				Protocol: p.Protocol, HostPort: p.HostPort, ContainerPort: first, Count: count, Label: t.Containers[i].Name,
+			})
+		}
+	}
+	return out, nil
+}
+
+// span is a mapping's first container port and, for a range, how many there are.
+func span(p task.Port) (first, count uint16, err error) {
+	if p.ContainerRange == "" {
+		return p.ContainerPort, 0, nil
+	}
+	a, b, ok := strings.Cut(p.ContainerRange, "-")
+	lo, err1 := strconv.ParseUint(a, 10, 16)
+	hi, err2 := strconv.ParseUint(b, 10, 16)
+	if !ok || err1 != nil || err2 != nil || lo == 0 || lo > hi || hi-lo == 65535 {
+		return 0, 0, fmt.Errorf("containerPortRange %q: must be FIRST-LAST, for example 8000-8010", p.ContainerRange)
+	}
+	return uint16(lo), uint16(hi - lo + 1), nil
+}
+
+// bindIP is reported for every binding: ports are published on all IPv4 addresses.
+const bindIP = "0.0.0.0"
+
+// bindings are the published ports by container, as they are reported.
+func bindings(a *bridge.Attachment) map[string][]task.Binding {
+	out := map[string][]task.Binding{}
+	for _, p := range a.Ports {
+		out[p.Label] = append(out[p.Label], binding(p))
+	}
+	return out
+}
+
+func binding(p bridge.Port) task.Binding {
+	b := task.Binding{BindIP: bindIP, Protocol: p.Protocol}
+	if p.Count == 0 {
+		b.ContainerPort, b.HostPort = p.ContainerPort, p.HostPort
+		return b
+	}
+	b.ContainerRange = fmt.Sprintf("%d-%d", p.ContainerPort, int(p.ContainerPort)+int(p.Count)-1)
+	b.HostRange = fmt.Sprintf("%d-%d", p.HostPort, int(p.HostPort)+int(p.Count)-1)
+	return b
+}
+
+// informative are the bindings of host mode, where a container's port is the host's.
+func informative(t *task.Task) (map[string][]task.Binding, error) {
+	ports, err := requests(t)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string][]task.Binding{}
+	for _, p := range ports {
+		p.HostPort = p.ContainerPort
+		out[p.Label] = append(out[p.Label], binding(p))
+	}
+	return out, nil
+}
