@@ -10,6 +10,7 @@ import (
 
 	"github.com/containerd/errdefs"
 	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc/status"
 )
 
 // classify maps an error of containerd to a class of the engine. code is the reason to
@@ -22,8 +23,8 @@ func classify(err error, code task.Code) error {
 	if errors.As(err, &known) {
 		return err
 	}
-	native := errgrpc.ToNative(err)
-	return fail(classOf(native), code, native)
+	err = native(err)
+	return fail(classOf(err), code, err)
 }
 
 func fail(class task.Class, code task.Code, err error) error {
@@ -82,8 +83,17 @@ func noRoom(err error) bool {
 
 func unavailable(err error) error { return fail(task.Unavailable, "", err) }
 
-func isNotFound(err error) bool { return errdefs.IsNotFound(errgrpc.ToNative(err)) }
+// native turns a gRPC status into containerd's own classes. Most of the client's
+// services have done so already, and a second time would lose the class.
+func native(err error) error {
+	if s, ok := err.(interface{ GRPCStatus() *status.Status }); ok && s != nil {
+		return errgrpc.ToNative(err)
+	}
+	return err
+}
 
-func isExists(err error) bool { return errdefs.IsAlreadyExists(errgrpc.ToNative(err)) }
+func isNotFound(err error) bool { return errdefs.IsNotFound(native(err)) }
 
-func isPrecondition(err error) bool { return errdefs.IsFailedPrecondition(errgrpc.ToNative(err)) }
+func isExists(err error) bool { return errdefs.IsAlreadyExists(native(err)) }
+
+func isPrecondition(err error) bool { return errdefs.IsFailedPrecondition(native(err)) }

@@ -238,3 +238,6 @@ func (r *Registry) Push(repoTag string, img v1.Image) (string, error) {
 
 // Close stops the registry.
 func (r *Registry) Close() { r.srv.Close() }
+
+// V1 is an image.
+type V1 = v1.Image
