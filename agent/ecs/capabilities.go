@@ -1,0 +1,140 @@
+package ecs
+
+import (
+	"maps"
+	"slices"
+
+	"berth.dev/berth/agent/config"
+)
+
+// Attribute is an attribute of the container instance. Value is empty for most.
+type Attribute struct{ Name, Value string }
+
+// Prefixes of capabilities (agent protocol, "Attributes registered").
+const (
+	capC = "com.amazonaws.ecs.capability."
+	capA = "ecs.capability."
+)
+
+// capability is one line of the table of what an agent may claim.
+type capability struct {
+	name string
+	// supported says that this build really does it. A line that is false is never
+	// claimed, and is here so that what is missing can be seen.
+	supported bool
+	// when limits the claim to some settings; nil means always.
+	when func(c *config.Config) bool
+	// external is false for what an external instance must not claim.
+	notExternal bool
+}
+
+// capabilities is the table, in the order of the reference. Log drivers and the
+// versions of the Docker API, which stand for sets of features that a cluster asks for
+// by these names, are added by Attributes.
+func capabilities() []capability {
+	limits := func(c *config.Config) bool { return c.Host.TaskLimits }
+	role := func(c *config.Config) bool { return c.Roles.TaskRole }
+	roleHost := func(c *config.Config) bool { return c.Roles.TaskRoleHost }
+	eni := func(c *config.Config) bool { return c.Network.TaskENI }
+	return []capability{
+		{name: capA + "private-registry-authentication.secretsmanager"},
+		{name: capA + "secrets.ssm.environment-variables"},
+		{name: capA + "secrets.ssm.bootstrap.log-driver"},
+		{name: capA + "ecr-endpoint"},
+		{name: capA + "secrets.asm.environment-variables"},
+		{name: capA + "secrets.asm.bootstrap.log-driver"},
+		{name: capA + "container-ordering", supported: true},
+		{name: capA + "full-sync", supported: true},
+		{name: capA + "env-files.s3"},
+		{name: capA + "network.container-port-range", supported: true},
+		{name: capA + "container-restart-policy"},
+		{name: capC + "privileged-container", supported: true, when: func(c *config.Config) bool { return !c.Roles.NoPrivileged }},
+		{name: capC + "selinux", when: func(c *config.Config) bool { return c.Roles.SELinux }},
+		{name: capC + "apparmor", when: func(c *config.Config) bool { return c.Roles.AppArmor }},
+		{name: capC + "task-iam-role", when: role},
+		{name: capC + "task-iam-role-network-host", when: roleHost},
+		{name: capA + "task-cpu-mem-limit", supported: true, when: limits},
+		{name: capA + "increased-task-cpu-limit", supported: true, when: limits},
+		{name: capA + "task-eni", when: eni, notExternal: true},
+		{name: capA + "task-eni.ipv6", when: eni, notExternal: true},
+		{name: capA + "task-eni-block-instance-metadata", when: func(c *config.Config) bool { return c.Network.BlockIMDS }, notExternal: true},
+		{name: capA + "task-eni-trunking", when: eni, notExternal: true},
+		{name: capC + "ecr-auth"},
+		{name: capA + "execution-role-ecr-pull"},
+		{name: capA + "container-health-check", when: func(c *config.Config) bool { return !c.Metadata.HealthDisabled }},
+		{name: capA + "execution-role-awslogs", when: func(c *config.Config) bool { return c.Logging.AwslogsRole }},
+		{name: capA + "docker-plugin.local"},
+		{name: capA + "pid-ipc-namespace-sharing"},
+		{name: capA + "aws-appmesh", notExternal: true},
+		{name: capA + "task-eia", notExternal: true},
+		{name: capA + "firelens.fluentd"},
+		{name: capA + "firelens.fluentbit"},
+		{name: capC + "logging-driver.awsfirelens"},
+		{name: capA + "logging-driver.awsfirelens.log-driver-buffer-limit"},
+		{name: capA + "firelens.non-root-user"},
+		{name: capA + "efs"},
+		{name: capA + "storage.s3-files"},
+		{name: capA + "firelens.options.config.file"},
+		{name: capA + "firelens.options.config.s3"},
+		{name: capA + "gmsa", when: func(c *config.Config) bool { return c.Roles.GMSA }},
+		{name: capA + "execute-command"},
+		{name: capA + "service-connect-v1", notExternal: true},
+		{name: capA + "storage.ebs-task-volume-attach", notExternal: true},
+		{name: capA + "external", supported: true, when: func(c *config.Config) bool { return c.Cluster.External }},
+		{name: capA + "fault-injection", notExternal: true},
+		{name: capA + "ipv6-only"},
+	}
+}
+
+// dockerVersions are the versions of the Docker API that a present Docker claims to
+// serve; the shapes that come with them are those of dockerConfig.
+func dockerVersions() []string {
+	return []string{
+		"1.17", "1.18", "1.19", "1.20", "1.21", "1.22", "1.23", "1.24", "1.25", "1.28", "1.29", "1.30", "1.32",
+	}
+}
+
+// logDrivers are those that this build writes.
+func logDrivers() []string { return []string{"json-file", "none"} }
+
+// Attributes is what a container instance with these settings on this host registers
+// with, in the order of the reference. Custom attributes come first, and only at the
+// first registration.
+func Attributes(c *config.Config, h HostFacts, first bool) []Attribute {
+	var out []Attribute
+	add := func(name, value string) { out = append(out, Attribute{Name: name, Value: value}) }
+	if first {
+		for _, name := range slices.Sorted(maps.Keys(c.Cluster.Attributes)) {
+			add(name, c.Cluster.Attributes[name])
+		}
+	}
+	for _, k := range capabilities() {
+		if k.supported && (k.when == nil || k.when(c)) && !(k.notExternal && c.Cluster.External) {
+			add(k.name, "")
+		}
+		if k.name == capC+"privileged-container" {
+			for _, v := range dockerVersions() {
+				add(capC+"docker-remote-api."+v, "")
+			}
+			for _, d := range c.Logging.Drivers {
+				if slices.Contains(logDrivers(), d) {
+					add(capC+"logging-driver."+d, "")
+				}
+			}
+		}
+	}
+	add("ecs.os-type", "linux")
+	add("ecs.os-family", "LINUX")
+	family := c.Host.OSFamily
+	if family == "" {
+		family = h.OSFamily
+	}
+	if family == "" {
+		family = "LINUX"
+	}
+	add("ecs.os-type-detailed", family)
+	if c.Cluster.External {
+		add("ecs.cpu-architecture", h.Architecture)
+	}
+	return out
+}
