@@ -170,7 +170,7 @@ const (
 // Limits of the child process. A page that was made to point at itself has bbolt take
 // memory or stack until there is no more.
 const (
-	checkMemory = 512 << 20 // bytes of writable memory, besides four times the file
+	checkMemory = 256 << 20 // bytes of writable memory, besides four times the file
 	checkStack  = 64 << 20
 )
 
