@@ -210,7 +210,10 @@ type Berth struct {
 	CAFile           string
 	DebugSocket      string
 	BridgeSubnet     netip.Prefix
-	Resolvers        []string
+	Snapshotter      string
+	OCIRuntime       string
+	RegistryHosts    string // directory
+	InitPath         string
 }
 
 // Source says where the value of a setting came from: "default", "environment", or
