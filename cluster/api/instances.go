@@ -57,8 +57,8 @@ func (a *API) RegisterContainerInstance(ctx context.Context, in *ecs.RegisterCon
 			return err
 		}
 		a.describeHost(inst, in)
-		if old := attributeValue(inst.Instance.Attributes, attributeInstanceType); old != "" {
-			if n := attributeValue(in.Attributes, attributeInstanceType); n != "" && n != old {
+		if old := valueOfAttribute(inst.Instance.Attributes, attributeInstanceType); old != "" {
+			if n := valueOfAttribute(in.Attributes, attributeInstanceType); n != "" && n != old {
 				return clientException("Container instance type changes are not supported.")
 			}
 		}
@@ -194,7 +194,7 @@ func (a *API) mergeAttributes(old, registered []types.Attribute) []types.Attribu
 	return out
 }
 
-func attributeValue(list []types.Attribute, name string) string {
+func valueOfAttribute(list []types.Attribute, name string) string {
 	for _, at := range list {
 		if str(at.Name) == name {
 			return str(at.Value)

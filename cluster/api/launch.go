@@ -171,7 +171,7 @@ func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task,
 		ClusterArn:            aws.String(a.arn("cluster", l.cluster)),
 		ContainerInstanceArn:  aws.String(p.Instance),
 		TaskDefinitionArn:     l.def.TaskDefinitionArn,
-		AvailabilityZone:      aws.String(attributeValue(inst.Instance.Attributes, attributeZone)),
+		AvailabilityZone:      aws.String(valueOfAttribute(inst.Instance.Attributes, attributeZone)),
 		Attachments:           []types.Attachment{},
 		InferenceAccelerators: []types.InferenceAccelerator{},
 		CreatedAt:             &l.now,
@@ -194,7 +194,7 @@ func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task,
 			t.Task.LaunchType = types.LaunchTypeExternal
 		}
 	}
-	if arch := attributeValue(inst.Instance.Attributes, attributeArchitecture); arch != "" {
+	if arch := valueOfAttribute(inst.Instance.Attributes, attributeArchitecture); arch != "" {
 		t.Task.Attributes = []types.Attribute{{Name: aws.String(attributeArchitecture), Value: aws.String(arch)}}
 	}
 	for i := range l.resolved.ContainerDefinitions {

@@ -3,11 +3,11 @@ package api
 import (
 	"context"
 	"errors"
-	"log/slog"
+	"net/http"
+	"runtime/debug"
 	"sync"
 	"time"
 
-	"berth.dev/berth/cluster/sched"
 	"berth.dev/berth/cluster/store"
 )
 
@@ -171,7 +171,7 @@ func (a *API) runBatch(ctx context.Context, states *placement, batch []*job) {
 	for _, j := range batch {
 		j.attempts++
 		if j.decide != nil {
-			if err := j.decide(states); err != nil {
+			if err := a.guarded(func() error { return j.decide(states) }); err != nil {
 				j.finish(err)
 				continue
 			}
@@ -187,7 +187,7 @@ func (a *API) runBatch(ctx context.Context, states *placement, batch []*job) {
 	}
 	err := a.Store.Update(ctx, func(tx *store.Tx) error {
 		for _, j := range live {
-			j.err = j.commit(tx)
+			j.err = a.guarded(func() error { return j.commit(tx) })
 		}
 		return nil
 	})
@@ -214,9 +214,16 @@ func (a *API) runBatch(ctx context.Context, states *placement, batch []*job) {
 	}
 }
 
-// ask runs fn on the placement state.
-func (a *API) ask(ctx context.Context, fn func(states *placement) error) error {
-	return a.placer.do(ctx, &job{decide: fn})
+// guarded turns a panic, which is a fault of ours, into an error of the one request: the
+// placer serves all others.
+func (a *API) guarded(fn func() error) (err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			a.Log.Error("request panicked in the placer", "err", p, "stack", string(debug.Stack()))
+			err = &Error{Code: "ServerException", Message: "Internal error.", Status: http.StatusInternalServerError}
+		}
+	}()
+	return fn()
 }
 
 // feed carries the store's changes to the placer, which folds them in between batches.

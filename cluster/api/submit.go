@@ -157,3 +157,12 @@ func (a *API) SubmitAttachmentStateChanges(ctx context.Context, in *ecs.SubmitAt
 	}
 	return &ecs.SubmitAttachmentStateChangesOutput{Acknowledgment: aws.String("")}, nil
 }
+
+// FailTask ends a task that never reached its agent, with the reason.
+func (a *API) FailTask(ctx context.Context, cluster, id, reason string) error {
+	return a.changeTask(ctx, &cluster, id, func(t *types.Task, def *types.TaskDefinition) bool {
+		return applyTaskChange(t, def, &ecs.SubmitTaskStateChangeInput{
+			Status: aws.String(statusStopped), Reason: aws.String(reason),
+		}, a.now())
+	})
+}
