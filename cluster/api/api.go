@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"time"
 
+	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 )
 
@@ -19,15 +20,24 @@ type Config struct {
 	Endpoint func() string
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
+	// Observe is told about every answered call: its operation, the error
+	// code or "", and how long it took. It may be nil.
+	Observe func(operation, code string, took time.Duration)
+	// StoppedRetention is how long stopped tasks and deregistered instances
+	// stay visible; 0 means one hour, the least that ECS promises.
+	StoppedRetention time.Duration
 }
 
-// An API answers the operations of ECS on a store.
+// An API answers the operations of ECS on a store. Make one with New.
 type API struct {
 	Store *store.Store
 	Config
 	Log *slog.Logger
+	// Verifier checks signatures.
+	Verifier *sigv4.Verifier
 
 	operations map[string]operation
+	placer     placer
 }
 
 // CallerKind tells who calls.
@@ -52,6 +62,15 @@ type Caller struct {
 	InstanceARN string
 }
 
+// now is the time of the API's clock, in the precision that answers have.
+func (a *API) now() time.Time {
+	now := time.Now
+	if a.Now != nil {
+		now = a.Now
+	}
+	return now().UTC().Truncate(time.Millisecond)
+}
+
 type callerKey struct{}
 
 // WithCaller returns a context that carries the caller.
@@ -64,28 +83,4 @@ func WithCaller(ctx context.Context, c Caller) context.Context {
 func CallerOf(ctx context.Context) Caller {
 	c, _ := ctx.Value(callerKey{}).(Caller)
 	return c
-}
-
-// An operation is one entry of the table: how to make its input and run it.
-type operation struct {
-	name string
-	// agent marks the operations that instance keys may call.
-	agent bool
-	call  func(ctx context.Context, body []byte) (any, error)
-}
-
-// op makes an operation of a typed method. The input is decoded and
-// validated against the model before fn sees it.
-func op[In, Out any](name string, fn func(context.Context, *In) (*Out, error)) operation {
-	return operation{name: name, call: func(ctx context.Context, body []byte) (any, error) {
-		in := new(In)
-		return fn(ctx, in)
-	}}
-}
-
-// agentOp is op for an operation that instance keys may call too.
-func agentOp[In, Out any](name string, fn func(context.Context, *In) (*Out, error)) operation {
-	o := op(name, fn)
-	o.agent = true
-	return o
 }

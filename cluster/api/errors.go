@@ -3,6 +3,8 @@ package api
 import (
 	"fmt"
 	"net/http"
+
+	"berth.dev/berth/cluster/awsjson"
 )
 
 // An Error is an answer other than success, as the ECS API gives it.
@@ -18,6 +20,24 @@ type Error struct {
 }
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
+
+// body is the error as it is sent.
+func (e *Error) body() []byte {
+	b := append([]byte(`{"__type":`), awsjson.Quote(e.Code)...)
+	b = append(b, `,"message":`...)
+	b = append(b, awsjson.Quote(e.Message)...)
+	if len(e.ResourceIDs) > 0 {
+		b = append(b, `,"resourceIds":[`...)
+		for i, id := range e.ResourceIDs {
+			if i > 0 {
+				b = append(b, ',')
+			}
+			b = append(b, awsjson.Quote(id)...)
+		}
+		b = append(b, ']')
+	}
+	return append(b, '}')
+}
 
 func failure(code, format string, args ...any) *Error {
 	return &Error{Code: code, Message: fmt.Sprintf(format, args...), Status: http.StatusBadRequest}

@@ -13,6 +13,9 @@ import (
 // Marshal encodes the struct that v is or points to.
 func Marshal(v any) []byte { return Append(nil, v) }
 
+// Quote encodes a string.
+func Quote(s string) []byte { return appendString(nil, s) }
+
 // Append appends the encoding of the struct that v is or points to.
 func Append(b []byte, v any) []byte {
 	r := reflect.Indirect(reflect.ValueOf(v))

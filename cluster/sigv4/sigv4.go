@@ -1,0 +1,298 @@
+// Package sigv4 verifies AWS Signature Version 4 in its header form.
+package sigv4
+
+import (
+	"cmp"
+	"crypto/hmac"
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"sync"
+	"time"
+)
+
+const (
+	algorithm  = "AWS4-HMAC-SHA256"
+	terminator = "aws4_request"
+	dateForm   = "20060102T150405Z"
+	// maxSkew is how far a request's date may be from ours, as at AWS.
+	maxSkew = 5 * time.Minute
+	// maxCached bounds the derived signing keys that are remembered.
+	maxCached = 4096
+	// maxSignedHeaders bounds the work a request can ask for.
+	maxSignedHeaders = 64
+)
+
+// An Error is a request that is not accepted. Code is AWS's name of it in
+// the JSON protocol, Message its text.
+type Error struct{ Code, Message string }
+
+func (e *Error) Error() string { return e.Code + ": " + e.Message }
+
+func refused(code, format string, args ...any) error {
+	return &Error{code, fmt.Sprintf(format, args...)}
+}
+
+// A Verifier checks signatures. It may be used by many goroutines.
+type Verifier struct {
+	// Region is the only one that requests may be signed for.
+	Region string
+	// Secret finds the secret of an access key id.
+	Secret func(accessKeyID string) (secret string, ok bool)
+	// Now is the clock; nil means time.Now.
+	Now func() time.Time
+
+	mu   sync.Mutex
+	keys map[scope][]byte
+}
+
+// scope is what a signing key is derived for.
+type scope struct{ id, date, region, service string }
+
+// credentials is a parsed Authorization header.
+type credentials struct {
+	scope
+	headers   []string
+	signature string
+}
+
+// Verify checks that r, whose body has been read into body, was signed for
+// the service, and returns the access key id. A refusal is an *Error.
+func (v *Verifier) Verify(r *http.Request, body []byte, service string) (string, error) {
+	c, err := parse(r)
+	if err != nil {
+		return "", err
+	}
+	secret, known := v.Secret(c.id)
+	if !known {
+		return "", refused("UnrecognizedClientException", "The security token included in the request is invalid.")
+	}
+	date, err := v.checkScope(r, c, service)
+	if err != nil {
+		return "", err
+	}
+	sum := sha256.Sum256([]byte(canonical(r, body, c.headers)))
+	text := strings.Join([]string{
+		algorithm, date,
+		strings.Join([]string{c.date, c.region, c.service, terminator}, "/"),
+		hex.EncodeToString(sum[:]),
+	}, "\n")
+	want := hex.EncodeToString(sign(v.signingKey(c.scope, secret), text))
+	if !hmac.Equal([]byte(want), []byte(c.signature)) {
+		return "", refused("InvalidSignatureException", "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details.")
+	}
+	return c.id, nil
+}
+
+func parse(r *http.Request) (credentials, error) {
+	var c credentials
+	header := r.Header.Get("Authorization")
+	if header == "" {
+		return c, refused("MissingAuthenticationTokenException", "Missing Authentication Token")
+	}
+	rest, ok := strings.CutPrefix(header, algorithm+" ")
+	if !ok {
+		return c, refused("IncompleteSignatureException", "Authorization header must begin with %s", algorithm)
+	}
+	var credential, headers string
+	for part := range strings.SplitSeq(rest, ",") {
+		k, value, _ := strings.Cut(strings.TrimSpace(part), "=")
+		switch k {
+		case "Credential":
+			credential = value
+		case "SignedHeaders":
+			headers = value
+		case "Signature":
+			c.signature = value
+		}
+	}
+	for _, p := range []struct{ name, value string }{
+		{"Credential", credential}, {"Signature", c.signature}, {"SignedHeaders", headers},
+	} {
+		if p.value == "" {
+			return c, refused("IncompleteSignatureException", "Authorization header requires '%s' parameter.", p.name)
+		}
+	}
+	f := strings.Split(credential, "/")
+	if len(f) != 5 || f[4] != terminator {
+		return c, refused("IncompleteSignatureException", "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/%s", terminator)
+	}
+	c.scope = scope{f[0], f[1], f[2], f[3]}
+	c.headers = strings.Split(headers, ";")
+	if len(c.headers) > maxSignedHeaders {
+		return c, refused("IncompleteSignatureException", "more than %d signed headers", maxSignedHeaders)
+	}
+	// What decides the meaning of a request must be under the signature.
+	for _, must := range []string{"host", "x-amz-target"} {
+		if (must == "host" || r.Header.Get(must) != "") && !slices.Contains(c.headers, must) {
+			return c, refused("InvalidSignatureException", "'%s' must be a 'SignedHeader' in the AWS Authorization.", must)
+		}
+	}
+	return c, nil
+}
+
+// checkScope checks date, region and service, and returns the date text.
+func (v *Verifier) checkScope(r *http.Request, c credentials, service string) (string, error) {
+	var at time.Time
+	text := r.Header.Get("X-Amz-Date")
+	if text != "" {
+		if !slices.Contains(c.headers, "x-amz-date") {
+			return "", refused("InvalidSignatureException", "'x-amz-date' must be a 'SignedHeader' in the AWS Authorization.")
+		}
+		t, err := time.Parse(dateForm, text)
+		if err != nil {
+			return "", refused("IncompleteSignatureException", "Date must be in ISO-8601 'basic format'. Got '%.32s'.", text)
+		}
+		at = t
+	} else {
+		t, err := http.ParseTime(r.Header.Get("Date"))
+		if err != nil || !slices.Contains(c.headers, "date") {
+			return "", refused("IncompleteSignatureException", "Authorization header requires existence of either a signed 'X-Amz-Date' or a 'Date' header.")
+		}
+		at, text = t.UTC(), t.UTC().Format(dateForm)
+	}
+	if c.date != text[:8] {
+		return "", refused("InvalidSignatureException", "Date in Credential scope does not match YYYYMMDD from ISO-8601 version of date from HTTP: '%.16s' != '%s', from '%s'.", c.date, text[:8], text)
+	}
+	if c.service != service {
+		return "", refused("InvalidSignatureException", "Credential should be scoped to correct service: '%s'.", service)
+	}
+	if c.region != v.Region {
+		return "", refused("InvalidSignatureException", "Credential should be scoped to a valid region, not '%.64s'; this cluster is in '%s'.", c.region, v.Region)
+	}
+	now := time.Now
+	if v.Now != nil {
+		now = v.Now
+	}
+	n := now().UTC()
+	if limit := n.Add(-maxSkew); at.Before(limit) {
+		return "", refused("InvalidSignatureException", "Signature expired: %s is now earlier than %s (%s - 5 min.)", text, limit.Format(dateForm), n.Format(dateForm))
+	}
+	if limit := n.Add(maxSkew); at.After(limit) {
+		return "", refused("InvalidSignatureException", "Signature not yet current: %s is still later than %s (%s + 5 min.)", text, limit.Format(dateForm), n.Format(dateForm))
+	}
+	return text, nil
+}
+
+// signingKey derives the key of a scope, or remembers it.
+func (v *Verifier) signingKey(s scope, secret string) []byte {
+	v.mu.Lock()
+	key, ok := v.keys[s]
+	v.mu.Unlock()
+	if ok {
+		return key
+	}
+	key = []byte("AWS4" + secret)
+	for _, part := range []string{s.date, s.region, s.service, terminator} {
+		key = sign(key, part)
+	}
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	if v.keys == nil || len(v.keys) >= maxCached {
+		v.keys = make(map[scope][]byte)
+	}
+	v.keys[s] = key
+	return key
+}
+
+func sign(key []byte, text string) []byte {
+	h := hmac.New(sha256.New, key)
+	h.Write([]byte(text))
+	return h.Sum(nil)
+}
+
+// canonical is the canonical request.
+func canonical(r *http.Request, body []byte, headers []string) string {
+	var b strings.Builder
+	b.WriteString(r.Method)
+	b.WriteByte('\n')
+	b.WriteString(escape(cmp.Or(r.URL.EscapedPath(), "/"), true))
+	b.WriteByte('\n')
+	b.WriteString(canonicalQuery(r.URL.RawQuery))
+	b.WriteByte('\n')
+	for _, h := range headers {
+		b.WriteString(h)
+		b.WriteByte(':')
+		b.WriteString(headerValue(r, h))
+		b.WriteByte('\n')
+	}
+	b.WriteByte('\n')
+	b.WriteString(strings.Join(headers, ";"))
+	b.WriteByte('\n')
+	sum := sha256.Sum256(body)
+	b.WriteString(hex.EncodeToString(sum[:]))
+	return b.String()
+}
+
+func headerValue(r *http.Request, name string) string {
+	if name == "host" {
+		return strings.TrimSpace(r.Host) // as received, not as we call ourselves
+	}
+	values := r.Header.Values(name)
+	if len(values) == 0 && name == "content-length" && r.ContentLength >= 0 {
+		return fmt.Sprint(r.ContentLength)
+	}
+	out := make([]string, len(values))
+	for i, v := range values {
+		out[i] = strings.Join(strings.Fields(v), " ")
+	}
+	return strings.Join(out, ",")
+}
+
+func canonicalQuery(raw string) string {
+	if raw == "" {
+		return ""
+	}
+	var pairs [][2]string
+	for part := range strings.SplitSeq(raw, "&") {
+		if part == "" {
+			continue
+		}
+		k, v, _ := strings.Cut(part, "=")
+		pairs = append(pairs, [2]string{escape(unescape(k), false), escape(unescape(v), false)})
+	}
+	slices.SortFunc(pairs, func(a, b [2]string) int {
+		return cmp.Or(strings.Compare(a[0], b[0]), strings.Compare(a[1], b[1]))
+	})
+	var b strings.Builder
+	for i, p := range pairs {
+		if i > 0 {
+			b.WriteByte('&')
+		}
+		b.WriteString(p[0] + "=" + p[1])
+	}
+	return b.String()
+}
+
+// unescape undoes URL escaping; text that is not validly escaped stands for
+// itself, and the signature then decides.
+func unescape(s string) string {
+	if u, err := url.QueryUnescape(s); err == nil {
+		return u
+	}
+	return s
+}
+
+// escape is AWS's URI encoding: everything but the unreserved characters of
+// RFC 3986, and the slash in paths.
+func escape(s string, path bool) string {
+	const hexUpper = "0123456789ABCDEF"
+	var b strings.Builder
+	for i := range len(s) {
+		c := s[i]
+		switch {
+		case c >= 'A' && c <= 'Z', c >= 'a' && c <= 'z', c >= '0' && c <= '9',
+			c == '-', c == '_', c == '.', c == '~', c == '/' && path:
+			b.WriteByte(c)
+		default:
+			b.WriteByte('%')
+			b.WriteByte(hexUpper[c>>4])
+			b.WriteByte(hexUpper[c&15])
+		}
+	}
+	return b.String()
+}
