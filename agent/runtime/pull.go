@@ -65,10 +65,15 @@ func (c *Client) Resolve(ctx context.Context, ref string, auth Auth, connect tim
 	return Remote{Name: name, Digest: d.Digest.String(), MediaType: d.MediaType, Size: d.Size, resolver: resolver}, nil
 }
 
+// Progress is how far a pull is.
+type Progress struct {
+	Bytes int64 // read so far
+	Open  int64 // downloads that are under way; with none, layers are being unpacked
+}
+
 // Pull downloads and unpacks what Resolve found, layers in parallel, and stores the
-// image under its name. progress is called with the number of bytes read so far, often
-// and from several goroutines.
-func (c *Client) Pull(ctx context.Context, r Remote, progress func(bytes int64)) (Image, error) {
+// image under its name. progress is called often and from several goroutines.
+func (c *Client) Pull(ctx context.Context, r Remote, progress func(Progress)) (Image, error) {
 	d := ocispec.Descriptor{MediaType: r.MediaType, Digest: digest.Digest(r.Digest), Size: r.Size}
 	nctx := c.ns(ctx)
 	_, err := c.cd.Pull(nctx, r.Name,
@@ -186,8 +191,15 @@ func (p *patient) RoundTrip(q *http.Request) (*http.Response, error) {
 type pinned struct {
 	remotes.Resolver
 	d        ocispec.Descriptor
-	progress func(int64)
+	progress func(Progress)
 	read     atomic.Int64
+	open     atomic.Int64
+}
+
+func (p *pinned) tell() {
+	if p.progress != nil {
+		p.progress(Progress{Bytes: p.read.Load(), Open: p.open.Load()})
+	}
 }
 
 func (p *pinned) Resolve(_ context.Context, ref string) (string, ocispec.Descriptor, error) {
@@ -204,22 +216,33 @@ func (p *pinned) Fetcher(ctx context.Context, ref string) (remotes.Fetcher, erro
 		if err != nil {
 			return nil, err
 		}
-		return &counted{rc, p}, nil
+		p.open.Add(1)
+		p.tell()
+		return &counted{ReadCloser: rc, p: p}, nil
 	}), nil
 }
 
 type counted struct {
 	io.ReadCloser
-	p *pinned
+	p      *pinned
+	closed atomic.Bool
 }
 
 func (c *counted) Read(b []byte) (int, error) {
 	n, err := c.ReadCloser.Read(b)
-	total := c.p.read.Add(int64(n))
-	if c.p.progress != nil && n > 0 {
-		c.p.progress(total)
+	if n > 0 {
+		c.p.read.Add(int64(n))
+		c.p.tell()
 	}
 	return n, err
+}
+
+func (c *counted) Close() error {
+	if !c.closed.Swap(true) {
+		c.p.open.Add(-1)
+		c.p.tell()
+	}
+	return c.ReadCloser.Close()
 }
 
 // registryError maps what a registry or the way to it answered.
