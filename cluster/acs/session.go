@@ -225,7 +225,11 @@ func (ss *session) read(ctx context.Context, in chan<- acs.Message) {
 		m, err := acs.Decode(frame)
 		if err != nil {
 			bad++
-			ss.log.Warn("frame of the agent is passed over", "size", len(frame), "err", err)
+			level := slog.LevelDebug // one line tells that there is a fault
+			if bad == 1 {
+				level = slog.LevelWarn
+			}
+			ss.log.Log(ctx, level, "frame of the agent is passed over", "size", len(frame), "err", err)
 			if bad > maxBadFrames {
 				ss.end(websocket.StatusPolicyViolation, "too many frames that are not messages of the protocol")
 				return

@@ -214,7 +214,7 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 		return nil, err
 	}
 	l.def = &definition.Definition
-	if err := checkNetwork(l.def, in.network); err != nil {
+	if err := checkLaunchNetwork(l.def, in.network); err != nil {
 		return nil, err
 	}
 	if err := l.override(in.overrides); err != nil {
@@ -255,7 +255,7 @@ func (l *launch) override(ov *types.TaskOverride) error {
 	return nil
 }
 
-func checkNetwork(def *types.TaskDefinition, n *types.NetworkConfiguration) error {
+func checkLaunchNetwork(def *types.TaskDefinition, n *types.NetworkConfiguration) error {
 	awsvpc := def.NetworkMode == types.NetworkModeAwsvpc
 	given := n != nil && n.AwsvpcConfiguration != nil
 	switch {

@@ -230,11 +230,15 @@ func (a *Agent) register(ctx context.Context) error {
 // keepSession opens one session after the other until ctx ends.
 func (a *Agent) keepSession(ctx context.Context) {
 	for delay := time.Duration(0); ctx.Err() == nil; {
+		before := a.Sessions()
 		err := a.session(ctx)
 		if ctx.Err() != nil {
 			return
 		}
 		a.Log.Debug("session ended", "instance", a.arn, "err", err)
+		if a.Sessions() > before {
+			delay = 0
+		}
 		switch websocket.CloseStatus(err) {
 		case websocket.StatusNormalClosure, websocket.StatusGoingAway:
 			delay = time.Millisecond
