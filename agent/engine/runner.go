@@ -172,7 +172,7 @@ func (r *runner) fold() []order {
 	for _, o := range orders {
 		r.obey(o)
 	}
-	if r.k.Status == task.StatusStopped && r.e.c.Undelivered != nil {
+	if r.k.Status == task.StatusStopped && time.Since(r.k.Stopped) >= r.e.c.Settings.Retention && r.e.c.Undelivered != nil {
 		r.k.Undelivered = r.e.c.Undelivered(r.id)
 	}
 	return orders

@@ -232,3 +232,17 @@ func (d *decision) containerChange(name string, s task.ContainerStatus) task.Con
 	}
 	return ch
 }
+
+// Current is what the cluster has been told of a task so far, as one change: for a
+// cluster that may have missed some of it. It is false for a task that nothing was
+// told of.
+func Current(t *task.Task, k *task.Known) (task.Change, bool) {
+	if k.Sent < task.StatusRunning {
+		return task.Change{}, false
+	}
+	known := *k
+	known.SentContainers = nil
+	d := decision{t: t, k: &known}
+	ch := d.change()
+	return ch, true
+}

@@ -1,0 +1,196 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"os/exec"
+	"path/filepath"
+	goruntime "runtime"
+	"strings"
+	"time"
+
+	"berth.dev/berth/agent/config"
+	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/image"
+	"berth.dev/berth/agent/netns"
+	"berth.dev/berth/agent/resource"
+	"berth.dev/berth/agent/runtime"
+	"berth.dev/berth/agent/task"
+)
+
+// socket names of containerd that are tried when none is configured: the host's own.
+var containerdSockets = []string{"/run/containerd/containerd.sock"}
+
+// hostSide is everything of the agent that touches this host.
+type hostSide struct {
+	client  *runtime.Client
+	images  *image.Images
+	network *netns.Network
+	cgroups *resource.Cgroup
+}
+
+// containerdAddress is the socket that is configured, or the first that is there.
+func containerdAddress(c *config.Config) (string, error) {
+	if c.Berth.Containerd != "" {
+		return c.Berth.Containerd, nil
+	}
+	private := filepath.Join(c.Berth.RunDir, "containerd", "containerd.sock")
+	for _, path := range append(containerdSockets, private) {
+		if _, err := os.Stat(path); err == nil {
+			return path, nil
+		}
+	}
+	return "", fmt.Errorf("no containerd socket at %s or %s: install containerd, start \"berth containerd\", or name its socket in BERTH_CONTAINERD_ADDRESS",
+		strings.Join(containerdSockets, ", "), private)
+}
+
+// openHost makes the adapters. While containerd is down it fails with a class that
+// says so, and the caller tries again.
+func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSide, error) {
+	address, err := containerdAddress(c)
+	if err != nil {
+		return nil, task.Fail(task.Unavailable, "", err)
+	}
+	logger, err := loggerPath(c)
+	if err != nil {
+		return nil, config.Terminal(err)
+	}
+	h := &hostSide{}
+	h.client, err = runtime.Open(ctx, runtime.Config{
+		Address: address, Namespace: c.Berth.Namespace,
+		StateDir: c.Berth.RunDir, LogDir: filepath.Join(c.Berth.LogDir, "tasks"), LoggerPath: logger,
+		LogMaxBytes: c.Berth.LogFileSize, LogFiles: int(c.Berth.LogFiles),
+		Region: c.Cluster.Region, Cluster: c.Cluster.Name, Log: log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	h.network, err = netns.New(netns.Config{
+		Dir: filepath.Join(c.Berth.RunDir, "network"), Subnet: c.Berth.BridgeSubnet,
+		FirstPort: c.Network.DynamicPorts.First, LastPort: c.Network.DynamicPorts.Last, Log: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, h.client.Close())
+	}
+	h.cgroups, err = resource.NewCgroup(resource.CgroupConfig{
+		Root: c.Host.CgroupPath, CPUPeriod: c.Host.CgroupCPUPeriod, PidsLimit: c.Host.TaskPidsLimit,
+		NoLimits: !c.Host.TaskLimits, Log: log,
+	})
+	if err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	auth, err := image.StaticAuth(c.Images.AuthType, c.Images.AuthData)
+	if err != nil {
+		return nil, config.Terminal(errors.Join(err, h.close()))
+	}
+	h.images, err = image.New(image.Config{
+		Runtime: h.client, Policy: image.Policy(c.Images.PullBehavior),
+		Auth:            func(*task.Task, string) runtime.Auth { return auth },
+		ManifestTimeout: c.Images.ManifestTimeout, PullTimeout: c.Images.PullTimeout,
+		Inactivity: c.Images.InactivityTimeout, Log: log,
+	})
+	if err != nil {
+		return nil, config.Terminal(errors.Join(err, h.close()))
+	}
+	return h, nil
+}
+
+// prepare makes what all tasks share on this host.
+func (h *hostSide) prepare(ctx context.Context) error {
+	if err := h.cgroups.EnsureHost(ctx); err != nil {
+		return fmt.Errorf("parent cgroup: %w", err)
+	}
+	return h.network.EnsureHost(ctx)
+}
+
+func (h *hostSide) resources() []engine.Resource {
+	return []engine.Resource{h.client.Containers(), h.images, h.network, h.cgroups}
+}
+
+func (h *hostSide) close() error {
+	err := h.client.Close()
+	if h.network != nil {
+		err = errors.Join(err, h.network.Close())
+	}
+	return err
+}
+
+// teardown removes everything of the agent's from the host. Tasks that still run are
+// ended.
+func (h *hostSide) teardown(ctx context.Context) error {
+	var errs []error
+	for _, r := range h.resources() {
+		s, ok := r.(engine.Sweeper)
+		if !ok {
+			continue
+		}
+		owned, err := s.Owned(ctx)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("list %ss: %w", r.Kind(), err))
+			continue
+		}
+		for _, o := range owned {
+			if err := s.Sweep(ctx, o); err != nil {
+				errs = append(errs, fmt.Errorf("remove %s of task %s: %w", o.Resource, o.TaskID, err))
+			}
+		}
+	}
+	return errors.Join(append(errs, h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))...)
+}
+
+// loggerPath finds the program that writes the containers' output.
+func loggerPath(c *config.Config) (string, error) {
+	if c.Berth.LoggerPath != "" {
+		return c.Berth.LoggerPath, nil
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", err
+	}
+	beside := filepath.Join(filepath.Dir(self), "berth-logger")
+	if _, err := os.Stat(beside); err == nil {
+		return beside, nil
+	}
+	path, err := exec.LookPath("berth-logger")
+	if err != nil {
+		return "", fmt.Errorf("the program berth-logger is neither beside %s nor on PATH; install it or name it in BERTH_LOGGER_PATH", self)
+	}
+	return filepath.Abs(path)
+}
+
+// startConcurrency is how many containers are made at the same time. More than four a
+// processor only makes all of them late (measured: eight is best on two).
+func startConcurrency(c *config.Config) int {
+	if c.Berth.StartConcurrency > 0 {
+		return int(c.Berth.StartConcurrency)
+	}
+	return 4 * goruntime.NumCPU()
+}
+
+// bootID identifies this boot of the host (random(4), /proc/sys/kernel/random/boot_id).
+func bootID() (string, error) {
+	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	return strings.TrimSpace(string(b)), err
+}
+
+// again calls fn until it succeeds, with growing delays, while its failures are of a
+// kind that passes.
+func again(ctx context.Context, fn func() error, failed func(error)) error {
+	delay := 50 * time.Millisecond
+	for {
+		err := fn()
+		if err == nil || !task.ClassOf(err).Retriable() {
+			return err
+		}
+		failed(err)
+		select {
+		case <-time.After(delay):
+			delay = min(2*delay, 2*time.Second)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
