@@ -241,3 +241,9 @@ func (r *Registry) Close() { r.srv.Close() }
 
 // V1 is an image.
 type V1 = v1.Image
+
+// Names for callers that build images of their own.
+type (
+	LayerV1 = v1.Layer
+	Config  = v1.Config
+)
