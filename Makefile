@@ -8,9 +8,11 @@ MAKEFLAGS += --no-print-directory
 GO = $(eval GO := $$(shell packaging/scripts/find-go))$(GO)
 VERSION = $(eval VERSION := $$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown))$(VERSION)
 
+COMMIT = $(eval COMMIT := $$(shell git rev-parse --short=8 HEAD 2>/dev/null || echo unknown))$(COMMIT)
+
 # containerd is built without what Berth does not use of it.
 TAGS := no_cri no_btrfs no_zfs no_devmapper no_tracing
-GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION)'
+GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
 PROGRAMS := ./cmd/... ./cni-plugins/... github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
 
 # Packages whose tests use a real host (as root) rather than only themselves.
@@ -30,6 +32,7 @@ deps: ## install what is missing to build and run (Debian packages, Go)
 build: deps ## build the programs into bin/
 	@mkdir -p bin
 	@$(GOBUILD) -o bin/ $(PROGRAMS)
+	@cmp -s bin/my-image .cache/packed || { $(GO) run -tags '$(TAGS)' ./integ/testimage/pack bin/my-image bin/my-image.tar my-image:latest && mkdir -p .cache && cp bin/my-image .cache/packed; }
 
 up: build ## start everything on this host and run the sample task
 	@bin/berth up

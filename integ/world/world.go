@@ -59,7 +59,7 @@ type Options struct {
 func Host() Options {
 	return Options{
 		Programs:       []string{"berth", "berth-agent", "berth-logger", "containerd-shim-runc-v2", "my-image"},
-		CgroupRoots:    []string{"ecs", "berth"},
+		CgroupRoots:    []string{"ecs", "ecstasks.slice"},
 		MountPrefixes:  []string{"/run/berth", "/var/lib/berth", "/run/netns"},
 		NetnsDirs:      []string{"/run/netns", "/run/berth/netns"},
 		Dirs:           []string{"/run/berth", "/var/lib/berth", "/var/log/berth"},

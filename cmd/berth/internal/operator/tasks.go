@@ -184,3 +184,27 @@ func ExitCode(t *types.Task, essential func(name string) bool) int {
 	}
 	return 0
 }
+
+// WhyStopped puts together what a stopped task says about its end.
+func WhyStopped(t *types.Task) string {
+	var parts []string
+	if r := aws.ToString(t.StoppedReason); r != "" {
+		parts = append(parts, r)
+	}
+	for _, c := range t.Containers {
+		what := ""
+		if c.ExitCode != nil {
+			what = fmt.Sprintf("exit code %d", *c.ExitCode)
+		}
+		if r := aws.ToString(c.Reason); r != "" {
+			what = strings.Trim(what+", "+r, ", ")
+		}
+		if what != "" {
+			parts = append(parts, fmt.Sprintf("container %s: %s", aws.ToString(c.Name), what))
+		}
+	}
+	if len(parts) == 0 {
+		return "no reason is known"
+	}
+	return strings.Join(parts, "; ")
+}

@@ -1,0 +1,24 @@
+// Command berth is Berth for people: it starts and stops the whole system on this
+// host, is each of its programs but the agent's small one, and asks and tells the
+// cluster what an operator wants to know and do.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+)
+
+// version and commit are set when the program is linked (Makefile).
+var (
+	version = "development"
+	commit  = "unknown"
+)
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
+	code := run(ctx, os.Args[1:], os.Stdout, os.Stderr)
+	stop()
+	os.Exit(code)
+}
