@@ -8,11 +8,11 @@ MAKEFLAGS += --no-print-directory
 GO = $(eval GO := $$(shell packaging/scripts/find-go))$(GO)
 VERSION = $(eval VERSION := $$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown))$(VERSION)
 
-COMMIT = $(eval COMMIT := $$(shell git rev-parse --short=8 HEAD 2>/dev/null || echo unknown))$(COMMIT)
+HASH = $(eval HASH := $$(shell git rev-parse --short=8 HEAD 2>/dev/null || echo unknown))$(HASH)
 
 # containerd is built without what Berth does not use of it.
 TAGS := no_cri no_btrfs no_zfs no_devmapper no_tracing
-GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION) -X main.commit=$(COMMIT)'
+GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION) -X main.hash=$(HASH)'
 PROGRAMS := ./cmd/... ./cni-plugins/... github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
 
 # Packages whose tests use a real host (as root) rather than only themselves.

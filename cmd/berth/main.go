@@ -10,10 +10,10 @@ import (
 	"syscall"
 )
 
-// version and commit are set when the program is linked (Makefile).
+// version and hash are set when the program is linked (Makefile).
 var (
 	version = "development"
-	commit  = "unknown"
+	hash    = "unknown"
 )
 
 func main() {

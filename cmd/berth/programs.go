@@ -82,7 +82,7 @@ func (a *app) stateProgram() *cobra.Command {
 }
 
 func agentMain(c *cobra.Command, name string, args []string) error {
-	if code := daemon.Main(name, args, version, commit, c.OutOrStdout(), c.ErrOrStderr()); code != 0 {
+	if code := daemon.Main(name, args, version, hash, c.OutOrStdout(), c.ErrOrStderr()); code != 0 {
 		return &exit{code: code}
 	}
 	return nil
