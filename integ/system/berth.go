@@ -4,9 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"log/slog"
 	"net"
 	"net/http"
 	"net/url"
@@ -16,23 +14,28 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
-	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"berth.dev/berth/agent/daemon"
-	"berth.dev/berth/cluster"
+	"berth.dev/berth/agent/runtime"
+	"berth.dev/berth/cluster/acs"
+	"berth.dev/berth/cluster/acs/acstest"
+	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/integ/host"
+	"berth.dev/berth/integ/testimage"
 )
 
 // Options says what kind of system a test wants.
 type Options struct {
-	Containerd string   // Containerd1 or Containerd2; "" means Containerd2
-	Programs   string   // folder with the programs; "" builds them
-	Tags       []string // build tags of the programs
-	AgentEnv   []string // more settings of the agent, NAME=value
-	Faults     cluster.Faults
+	Containerd string            // Containerd1 or Containerd2; "" means Containerd2
+	Programs   string            // folder with the programs; "" builds them
+	Tags       []string          // build tags of the programs
+	AgentEnv   []string          // more settings of the agent, NAME=value
+	API        func(*api.Config) // changes to the cluster's API; may be nil
+	ACS        func(*acs.Config) // changes to the cluster's ACS server; may be nil
 }
 
 // System is a running Berth.
@@ -41,12 +44,11 @@ type System struct {
 	o          Options
 	Dir        string
 	Bin        string
-	Listen     string // of the cluster; kept over its restarts
-	Cluster    *cluster.Server
+	Cluster    *acstest.Lab
 	Containerd *Containerd
 	Agent      *Process
-	ECS        *ecs.Client
-	Key        cluster.Key // the operator's
+	ECS        *ecs.Client     // the operator's
+	Runtime    *runtime.Client // the test's own connection to containerd
 }
 
 // Start starts containerd, cluster and agent, and waits until the agent is connected.
@@ -60,10 +62,9 @@ func Start(t testing.TB, o Options) *System {
 		s.Bin = Programs(t, o.Tags...)
 	}
 	s.Containerd = StartContainerd(t, o.Containerd, s.Dir, s.Bin)
-	s.Listen = freeAddress(t)
-	s.StartCluster()
-	t.Cleanup(s.StopCluster)
-	s.ECS = s.client(s.Key)
+	s.Cluster = acstest.NewLab(t, o.API, o.ACS)
+	s.ECS = s.Cluster.Operator
+	s.openRuntime()
 	s.agentKey()
 	s.StartAgent()
 	t.Cleanup(s.end)
@@ -71,68 +72,18 @@ func Start(t testing.TB, o Options) *System {
 	return s
 }
 
-func freeAddress(t testing.TB) string {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().String()
-}
+// StartCluster starts the cluster again after StopCluster, on its data and its address.
+func (s *System) StartCluster() { s.Cluster.Start() }
 
-// StartCluster opens the cluster on its directory and address.
-func (s *System) StartCluster() {
-	s.t.Helper()
-	c, err := cluster.Open(context.Background(), cluster.Config{
-		Dir: filepath.Join(s.Dir, "cluster"), Listen: s.Listen, Region: "us-east-1",
-		Log: slog.New(slog.DiscardHandler), Faults: s.o.Faults,
-	})
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	s.Cluster = c
-	s.Key = c.OperatorKey()
-}
+// StopCluster ends the cluster, as a crash of it looks to the agent.
+func (s *System) StopCluster() { s.Cluster.Stop() }
 
-// StopCluster closes the cluster.
-func (s *System) StopCluster() {
-	if s.Cluster == nil {
-		return
-	}
-	if err := s.Cluster.Close(); err != nil {
-		s.t.Errorf("close cluster: %v", err)
-	}
-	s.Cluster = nil
-}
-
-func (s *System) client(k cluster.Key) *ecs.Client {
-	return ecs.New(ecs.Options{
-		Region: "us-east-1", BaseEndpoint: aws.String("http://" + s.Listen),
-		Credentials: credentials.NewStaticCredentialsProvider(k.AccessKeyID, k.SecretAccessKey, ""),
-	})
-}
-
-// agentKey asks the cluster for a key of the agent's own, as "berth up" does.
+// agentKey gives the agent a key of its own, as "berth up" does.
 func (s *System) agentKey() {
 	s.t.Helper()
-	req, err := http.NewRequest(http.MethodPost, "http://"+s.Listen+"/berth/v1/instance-keys", bytes.NewReader(nil))
+	k, err := s.Cluster.InstanceKey("AKIATESTINSTANCE0001").Retrieve(context.Background())
 	if err != nil {
 		s.t.Fatal(err)
-	}
-	const empty = "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855" // SHA-256 of nothing
-	cr := aws.Credentials{AccessKeyID: s.Key.AccessKeyID, SecretAccessKey: s.Key.SecretAccessKey}
-	if err := v4.NewSigner().SignHTTP(context.Background(), cr, req, empty, "ecs", "us-east-1", time.Now()); err != nil {
-		s.t.Fatal(err)
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		s.t.Fatal(err)
-	}
-	defer resp.Body.Close()
-	var k cluster.Key
-	if err := json.NewDecoder(resp.Body).Decode(&k); err != nil || resp.StatusCode != http.StatusOK {
-		s.t.Fatalf("instance key: %s: %v", resp.Status, err)
 	}
 	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", k.AccessKeyID, k.SecretAccessKey)
 	if err := os.WriteFile(filepath.Join(s.Dir, "agent.key"), []byte(text), 0o600); err != nil {
@@ -144,7 +95,7 @@ func (s *System) agentKey() {
 func (s *System) StartAgent(env ...string) {
 	s.t.Helper()
 	all := append(os.Environ(),
-		"ECS_CLUSTER=default", "ECS_BACKEND_HOST=http://"+s.Listen, "AWS_DEFAULT_REGION=us-east-1", "ECS_EXTERNAL=true",
+		"ECS_BACKEND_HOST="+s.Cluster.URL, "AWS_DEFAULT_REGION=us-east-1", "ECS_EXTERNAL=true",
 		"BERTH_CONTAINERD_ADDRESS="+s.Containerd.Address,
 		"BERTH_STATE_DIR="+filepath.Join(s.Dir, "agent"),
 		"BERTH_RUN_DIR="+filepath.Join(s.Dir, "run"),
@@ -176,16 +127,10 @@ func (s *System) end() {
 // StopTasks stops every task of the cluster and waits for their end.
 func (s *System) StopTasks() {
 	s.t.Helper()
-	if s.Cluster == nil {
-		return
-	}
 	ctx := context.Background()
 	l, err := s.ECS.ListTasks(ctx, &ecs.ListTasksInput{})
 	if err != nil {
-		var missing *types.ClusterNotFoundException
-		if !errors.As(err, &missing) {
-			s.t.Errorf("list tasks: %v", err)
-		}
+		s.t.Errorf("list tasks: %v", err)
 		return
 	}
 	for _, arn := range l.TaskArns {
@@ -195,6 +140,36 @@ func (s *System) StopTasks() {
 	}
 	if len(l.TaskArns) > 0 && !s.t.Failed() {
 		s.Wait("STOPPED", time.Minute, l.TaskArns...)
+	}
+}
+
+// openRuntime connects to containerd for the test itself and loads the image "busybox".
+func (s *System) openRuntime() {
+	s.t.Helper()
+	c, err := runtime.Open(context.Background(), runtime.Config{
+		Address: s.Containerd.Address, StateDir: filepath.Join(s.Dir, "run"), LogDir: filepath.Join(s.Dir, "log", "tasks"),
+	})
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.Runtime = c
+	s.t.Cleanup(func() { c.Close() }) //nolint:errcheck // containerd is ended next
+	img, err := testimage.Busybox()
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	s.Load("busybox", img)
+}
+
+// Load puts an image into containerd under a name, as "berth image load" does.
+func (s *System) Load(name string, img v1.Image) {
+	s.t.Helper()
+	archive := filepath.Join(s.t.TempDir(), "image.tar")
+	if err := testimage.WriteArchive(archive, name, img); err != nil {
+		s.t.Fatal(err)
+	}
+	if _, err := s.Runtime.Import(context.Background(), archive); err != nil {
+		s.t.Fatal(err)
 	}
 }
 
