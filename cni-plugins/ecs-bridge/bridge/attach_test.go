@@ -460,6 +460,38 @@ func TestPortConflictsAreNamed(t *testing.T) {
 	}
 }
 
+func TestThousandPortMappings(t *testing.T) {
+	h := open(t, func(c *Config) { c.Hold = true })
+	before := enitest.Snapshot(t, h.cfg.Dir)
+	ns := enitest.Namespace(t)
+	var ports []Port
+	for i := range 900 {
+		ports = append(ports, Port{Protocol: "tcp", HostPort: uint16(20000 + i), ContainerPort: uint16(1000 + i)})
+	}
+	ports = append(ports, Port{Protocol: "tcp", HostPort: 21000, ContainerPort: 3000, Count: 100})
+	start := time.Now()
+	if _, err := h.Add(t.Context(), Request{Key: key(1), Namespace: ns, Ports: ports}); err != nil {
+		t.Fatal(err)
+	}
+	t.Logf("1,000 ports added in %v", time.Since(start))
+	enitest.Echo(t, ns, ":3099")
+	if _, err := enitest.Dial("", "127.0.0.1:21099", patience); err != nil {
+		t.Error(err)
+	}
+	if err := h.Setup(t.Context()); err != nil { // rebuilds all elements
+		t.Fatal(err)
+	}
+	if _, err := h.Check(t.Context(), key(1), ns); err != nil {
+		t.Error(err)
+	}
+	if err := errors.Join(h.Del(t.Context(), key(1)), eni.RemoveNamespace(ns)); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, enitest.Snapshot(t, h.cfg.Dir)); diff != "" {
+		t.Errorf("left behind:\n%s", diff)
+	}
+}
+
 func TestPublishedPortOutlivesTheAgent(t *testing.T) {
 	h := open(t, func(c *Config) { c.Hold = true })
 	_, web := attach(t, h, 1, Port{Protocol: "tcp", HostPort: 8080, ContainerPort: 80})

@@ -350,6 +350,8 @@ func (r *rules) addInet(c *nftables.Conn) {
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	rule(forward, out, ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	rule(forward, out, ct(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
+	// A reset, because the kernel limits the rate of ICMP errors to one a second and peer.
+	rule(forward, out, protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rule(forward, out, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 	rule(forward, in, verdict(expr.VerdictAccept))
 
