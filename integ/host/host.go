@@ -240,3 +240,13 @@ func Alive(pid int) bool {
 	fields := strings.Fields(rest)
 	return len(fields) > 0 && fields[0] != "Z" && fields[0] != "X"
 }
+
+// Shipped builds a program the way it is shipped: static, without symbols and paths.
+func Shipped(t testing.TB, path, pkg string) {
+	t.Helper()
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "no_cri,no_btrfs,no_zfs,no_devmapper,no_tracing", "-o", path, pkg)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if b, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v\n%s", pkg, err, b)
+	}
+}

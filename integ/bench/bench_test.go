@@ -1,0 +1,367 @@
+package bench
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"runtime"
+	"slices"
+	"strconv"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"berth.dev/berth/cluster/acs"
+	"berth.dev/berth/cluster/store"
+	"berth.dev/berth/integ/host"
+	"berth.dev/berth/integ/system"
+)
+
+func TestMain(m *testing.M) { host.Main(m) }
+
+const (
+	samples = 20
+	// sleeper does nothing until SIGTERM, which it obeys at once: a child that sleeps
+	// would hold a shell's trap back until it ends.
+	sleeper = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
+)
+
+// clock is what the cluster saw: when it sent a task, had its ack, and had taken each
+// status of it.
+type clock struct {
+	mu       sync.Mutex
+	sent     map[string]time.Time // task ARN and desired status
+	acked    map[string]time.Time // message id
+	messages map[string]time.Time // message id: when it was sent
+	reached  map[string]time.Time // task ARN and status
+}
+
+func newClock() *clock {
+	return &clock{sent: map[string]time.Time{}, acked: map[string]time.Time{}, messages: map[string]time.Time{}, reached: map[string]time.Time{}}
+}
+
+func (c *clock) ledger(e acs.Entry) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case e.Kind == acs.EntrySent && e.Type == "PayloadMessage":
+		c.messages[e.MessageID] = e.At
+		for _, t := range e.Tasks {
+			if _, again := c.sent[t.ARN+t.Desired]; !again {
+				c.sent[t.ARN+t.Desired] = e.At
+			}
+		}
+	case e.Kind == acs.EntryReceived && e.Type == "AckRequest":
+		c.acked[e.MessageID] = e.At
+	}
+}
+
+func (c *clock) watch(ctx context.Context, b *testing.B, s *store.Store) {
+	err := s.Watch(ctx, func(ch store.Change) {
+		now := time.Now()
+		t, ok := ch.New.(*store.Task)
+		if !ok {
+			return
+		}
+		c.mu.Lock()
+		defer c.mu.Unlock()
+		key := aws.ToString(t.Task.TaskArn) + aws.ToString(t.Task.LastStatus)
+		if _, again := c.reached[key]; !again {
+			c.reached[key] = now
+		}
+	})
+	if err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, store.ErrClosed) {
+		b.Error(err)
+	}
+}
+
+// took is the time from sending a task to having taken its status.
+func (c *clock) took(b *testing.B, arn, desired, status string) time.Duration {
+	b.Helper()
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	from, ok1 := c.sent[arn+desired]
+	to, ok2 := c.reached[arn+status]
+	if !ok1 || !ok2 {
+		b.Fatalf("no times for %s of %s", status, arn)
+	}
+	return to.Sub(from)
+}
+
+type bed struct {
+	*system.System
+	clock *clock
+	bare  *bare
+}
+
+func newBed(b *testing.B) *bed {
+	b.Helper()
+	kind := system.Containerd2
+	if k := os.Getenv("BERTH_BENCH_CONTAINERD"); k != "" {
+		kind = k
+	}
+	x := &bed{clock: newClock()}
+	x.System = system.Start(b, system.Options{
+		Containerd: kind, ACS: func(c *acs.Config) { c.Ledger = x.clock.ledger },
+		AgentEnv: []string{"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=1s", "ECS_LOGLEVEL=warn"},
+	})
+	x.bare = newBare(b, x.System)
+	ctx, cancel := context.WithCancel(context.Background())
+	b.Cleanup(cancel)
+	go x.clock.watch(ctx, b, x.Cluster.Store)
+	return x
+}
+
+func (x *bed) definition(family, mode string, containers int) string {
+	in := &ecs.RegisterTaskDefinitionInput{Family: aws.String(family), NetworkMode: types.NetworkMode(mode)}
+	for i := range containers {
+		c := types.ContainerDefinition{
+			Name: aws.String(fmt.Sprintf("c%d", i)), Image: aws.String("busybox"), Memory: aws.Int32(32), Cpu: 2,
+			Command: []string{"sh", "-c", sleeper},
+		}
+		if mode == "bridge" {
+			c.PortMappings = []types.PortMapping{{ContainerPort: aws.Int32(int32(80 + i))}}
+		}
+		in.ContainerDefinitions = append(in.ContainerDefinitions, c)
+	}
+	return x.Register(in)
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+func median(ds []time.Duration) time.Duration {
+	slices.Sort(ds)
+	return ds[len(ds)/2]
+}
+
+// startAndStop runs one task at a time and measures both ways.
+func startAndStop(b *testing.B, mode string) {
+	x := newBed(b)
+	def := x.definition("one", mode, 1)
+	var started, stopped, floor []time.Duration
+	for b.Loop() {
+		for i := range samples + 2 {
+			bareTook, err := x.bare.start()
+			if err != nil {
+				b.Fatal(err)
+			}
+			x.bare.clear()
+			arn := x.Run(def, 1)[0]
+			x.Wait("RUNNING", 10*time.Second, arn)
+			x.System.Stop(arn)
+			x.Wait("STOPPED", 10*time.Second, arn)
+			if i < 2 {
+				continue // warm-up
+			}
+			floor = append(floor, bareTook)
+			started = append(started, x.clock.took(b, arn, "RUNNING", "RUNNING"))
+			stopped = append(stopped, x.clock.took(b, arn, "STOPPED", "STOPPED"))
+		}
+	}
+	b.ReportMetric(ms(median(started)), "ms-to-RUNNING")
+	b.ReportMetric(ms(median(floor)), "ms-bare")
+	b.ReportMetric(float64(median(started))/float64(median(floor)), "x-bare")
+	b.ReportMetric(ms(median(stopped)), "ms-to-STOPPED")
+}
+
+func BenchmarkStartHost(b *testing.B)   { startAndStop(b, "host") }
+func BenchmarkStartBridge(b *testing.B) { startAndStop(b, "bridge") }
+
+// BenchmarkFiveContainers compares a task of five containers with a task of one.
+func BenchmarkFiveContainers(b *testing.B) {
+	x := newBed(b)
+	defs := []string{x.definition("one", "host", 1), x.definition("five", "host", 5)}
+	var took [2][]time.Duration
+	for b.Loop() {
+		for range samples / 2 {
+			for i, def := range defs {
+				arn := x.Run(def, 1)[0]
+				x.Wait("RUNNING", 20*time.Second, arn)
+				took[i] = append(took[i], x.clock.took(b, arn, "RUNNING", "RUNNING"))
+				x.System.Stop(arn)
+				x.Wait("STOPPED", 20*time.Second, arn)
+			}
+		}
+	}
+	b.ReportMetric(ms(median(took[0])), "ms-one")
+	b.ReportMetric(ms(median(took[1])), "ms-five")
+	b.ReportMetric(float64(median(took[1]))/float64(median(took[0])), "x-one")
+}
+
+// BenchmarkHundredTasks runs 100 tasks at once, then looks at the agent while they
+// idle, then kills it and starts it again.
+func BenchmarkHundredTasks(b *testing.B) {
+	x := newBed(b)
+	def := x.definition("one", "host", 1)
+	for b.Loop() {
+		floor := time.Duration(1 << 62)
+		best := 0
+		for _, n := range []int{4, 8, 16} {
+			if took := x.bare.many(100, n); took < floor {
+				floor, best = took, n
+			}
+			x.bare.clear()
+		}
+		arns := x.Run(def, 100)
+		x.Wait("RUNNING", 2*time.Minute, arns...)
+		first, last := x.span(arns)
+		b.ReportMetric(last.Sub(first).Seconds(), "s-100-RUNNING")
+		b.ReportMetric(floor.Seconds(), "s-bare")
+		b.ReportMetric(float64(last.Sub(first))/float64(floor), "x-bare")
+		b.ReportMetric(float64(best), "bare-at-once")
+		x.idle(b)
+		x.restart(b)
+		x.System.Stop(arns...)
+		x.Wait("STOPPED", 2*time.Minute, arns...)
+	}
+}
+
+func (x *bed) span(arns []string) (first, last time.Time) {
+	x.clock.mu.Lock()
+	defer x.clock.mu.Unlock()
+	for _, arn := range arns {
+		if at := x.clock.sent[arn+"RUNNING"]; first.IsZero() || at.Before(first) {
+			first = at
+		}
+		if at := x.clock.reached[arn+"RUNNING"]; at.After(last) {
+			last = at
+		}
+	}
+	return first, last
+}
+
+// idle measures the agent's memory and processor time while nothing happens.
+func (x *bed) idle(b *testing.B) {
+	const window = 20 * time.Second
+	before := cpuTime(b, x.Agent.PID())
+	<-time.After(window)
+	b.ReportMetric(100*(cpuTime(b, x.Agent.PID())-before).Seconds()/window.Seconds(), "%core-idle")
+	b.ReportMetric(float64(rss(b, x.Agent.PID()))/(1<<20), "MiB-RSS")
+}
+
+// restart kills the agent and waits until it is connected and ready again.
+func (x *bed) restart(b *testing.B) {
+	var took []time.Duration
+	for range 5 {
+		x.Agent.Kill()
+		begin := time.Now()
+		x.StartAgent()
+		x.WaitConnected(20 * time.Second)
+		took = append(took, time.Since(begin))
+	}
+	b.ReportMetric(ms(median(took)), "ms-restart")
+}
+
+// BenchmarkColdStart is the time from starting the agent with no state to its session.
+func BenchmarkColdStart(b *testing.B) {
+	x := newBed(b)
+	var took []time.Duration
+	for b.Loop() {
+		for i := range 10 {
+			x.Agent.Kill()
+			dir := filepath.Join(x.Dir, "cold"+strconv.Itoa(i))
+			begin := time.Now()
+			x.StartAgent("BERTH_STATE_DIR=" + dir)
+			x.WaitConnected(20 * time.Second)
+			took = append(took, time.Since(begin))
+		}
+	}
+	b.ReportMetric(ms(median(took)), "ms-to-connected")
+}
+
+// BenchmarkAck is the time from sending a payload to its ack, for one task and for as
+// many as one message carries.
+func BenchmarkAck(b *testing.B) {
+	x := newBed(b)
+	def := x.definition("one", "none", 1)
+	var one []time.Duration
+	for b.Loop() {
+		for range samples {
+			before := x.messages()
+			arn := x.Run(def, 1)[0]
+			x.Wait("RUNNING", 10*time.Second, arn)
+			one = append(one, x.acks(b, before)...)
+			x.System.Stop(arn)
+			x.Wait("STOPPED", 10*time.Second, arn)
+		}
+	}
+	b.ReportMetric(ms(median(one)), "ms-ack")
+}
+
+func (x *bed) messages() map[string]bool {
+	x.clock.mu.Lock()
+	defer x.clock.mu.Unlock()
+	known := map[string]bool{}
+	for id := range x.clock.messages {
+		known[id] = true
+	}
+	return known
+}
+
+func (x *bed) acks(b *testing.B, before map[string]bool) []time.Duration {
+	x.clock.mu.Lock()
+	defer x.clock.mu.Unlock()
+	var out []time.Duration
+	for id, at := range x.clock.messages {
+		if acked, ok := x.clock.acked[id]; ok && !before[id] {
+			out = append(out, acked.Sub(at))
+		}
+	}
+	if len(out) == 0 {
+		b.Fatal("no payload was acknowledged")
+	}
+	return out
+}
+
+// BenchmarkSize is the size of the agent's program as it is shipped.
+func BenchmarkSize(b *testing.B) {
+	for b.Loop() {
+		path := filepath.Join(b.TempDir(), "berth-agent")
+		host.Shipped(b, path, "berth.dev/berth/cmd/berth-agent")
+		st, err := os.Stat(path)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(float64(st.Size())/1e6, "MB")
+	}
+	b.ReportMetric(float64(runtime.NumCPU()), "cpus")
+}
+
+// cpuTime is the user and system time of a process (proc(5), /proc/pid/stat, fields 14
+// and 15, in clock ticks of 10 ms).
+func cpuTime(b *testing.B, pid int) time.Duration {
+	b.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	fields := strings.Fields(string(raw)[strings.LastIndexByte(string(raw), ')')+1:])
+	user, err1 := strconv.Atoi(fields[11])
+	sys, err2 := strconv.Atoi(fields[12])
+	if err := errors.Join(err1, err2); err != nil {
+		b.Fatal(err)
+	}
+	return time.Duration(user+sys) * 10 * time.Millisecond
+}
+
+// rss is the resident memory of a process in bytes (proc(5), /proc/pid/statm).
+func rss(b *testing.B, pid int) int {
+	b.Helper()
+	raw, err := os.ReadFile(fmt.Sprintf("/proc/%d/statm", pid))
+	if err != nil {
+		b.Fatal(err)
+	}
+	pages, err := strconv.Atoi(strings.Fields(string(raw))[1])
+	if err != nil {
+		b.Fatal(err)
+	}
+	return pages * syscall.Getpagesize()
+}
