@@ -28,9 +28,9 @@ type expired struct {
 	tasks, instances, tokens []string
 }
 
-// expire removes stopped tasks and deregistered instances that have been shown for long
-// enough, and client tokens that need no longer be remembered.
-func (a *API) expire(ctx context.Context) error {
+// Expire removes stopped tasks and deregistered instances that have been shown for long
+// enough, and client tokens that need no longer be remembered. RunTasks does it every minute.
+func (a *API) Expire(ctx context.Context) error {
 	e := a.findExpired()
 	for keys := range slices.Chunk(e.tasks, expiryBatch) {
 		if err := a.deleteAll(ctx, func(tx *store.Tx, key string) { store.Delete(tx, store.Tasks, key) }, keys); err != nil {

@@ -116,6 +116,9 @@ func (a *API) instanceToRegister(tx *store.Tx, caller Caller, cluster, arn strin
 		return nil, err
 	}
 	old, ok := store.Get(tx, store.Instances, store.Key(cluster, id))
+	if bound != wanted && heldByOther(tx, old, wanted, caller.AccessKeyID) {
+		return nil, accessDenied("The container instance was registered with another key.")
+	}
 	switch {
 	case !ok && len(id) == 32 && wanted == a.arn("container-instance", cluster, id):
 		// The agent remembers what these records do not, as after a restore from an
@@ -127,11 +130,20 @@ func (a *API) instanceToRegister(tx *store.Tx, caller Caller, cluster, arn strin
 		return a.newInstance(cluster, newID(), now), nil // a deregistered machine that starts afresh
 	case str(old.Instance.Status) == instanceInactive:
 		return nil, invalidParameter("The referenced container instance is INACTIVE: it was deregistered. Remove the agent's state to register this host as a new one.")
-	case caller.Kind == Operator && old.KeyID != "" && old.KeyID != caller.AccessKeyID:
-		return nil, accessDenied("The container instance was registered with another key.")
 	}
 	inst := *old
 	return &inst, nil
+}
+
+// heldByOther tells whether an instance belongs to another key than the caller's: the
+// one that registered it, or one that is bound to its ARN.
+func heldByOther(tx *store.Tx, inst *store.Instance, arn, keyID string) bool {
+	other := inst != nil && inst.KeyID != "" && inst.KeyID != keyID
+	store.Lookup(tx, store.KeysByInstance, arn, func(_ string, k *store.AccessKey) bool {
+		other = other || k.ID != keyID
+		return !other
+	})
+	return other
 }
 
 func (a *API) newInstance(cluster, id string, now time.Time) *store.Instance {

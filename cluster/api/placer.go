@@ -136,7 +136,7 @@ func (a *API) RunTasks(ctx context.Context) error {
 		case err := <-watched:
 			return err
 		case <-expire.C:
-			if err := a.expire(ctx); err != nil && ctx.Err() == nil {
+			if err := a.Expire(ctx); err != nil && ctx.Err() == nil {
 				a.Log.Warn("records that are past their time cannot be removed", "err", err)
 			}
 		case <-p.wake:
