@@ -88,12 +88,18 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 		return task.Result{}, classify(fmt.Errorf("log directory of container %s: %w", name, err), task.CannotCreateContainer)
 	}
 	s.c.track(p.h, t.ID(), name)
-	err = s.c.join(nctx, t, p.h.ID, func(sandbox string) error {
+	err = s.c.join(nctx, t, p.h.ID, func(sandbox string, leads bool) error {
 		if err := s.c.record(nctx, p, oci, sandbox); err != nil {
 			return classify(err, task.CannotCreateContainer)
 		}
+		kept := make(chan error, 1)
+		go func() { kept <- s.c.keep(nctx, t, name, p.h.ID, leads) }()
 		// A command that does not exist shows here, and is known to users as a failed start.
-		return classify(s.c.create(nctx, p, mounts), task.CannotStartContainer)
+		err := classify(s.c.create(nctx, p, mounts), task.CannotStartContainer)
+		if kerr := <-kept; err == nil {
+			return kerr
+		}
+		return errors.Join(err, s.c.unkeep(nctx, p.h.ID))
 	})
 	if err != nil {
 		return task.Result{}, err

@@ -9,8 +9,9 @@
 // is found again: a create that meets its own remains adopts them.
 //
 // On containerd 2.x the containers of a task share one shim. The first one, the leader,
-// is created alone; a sandbox record of the same id then lets the others join its shim.
-// The leader's process is deleted last, because the others are found through it.
+// is created alone; its sandbox record then lets the others join its shim. The leader's
+// process is deleted last, because the others are found through it. Every container has
+// a sandbox record there, for another reason too: see keep.
 //
 // Container output goes to a logger process by a "binary://" URI, so that nothing
 // depends on the agent being alive.

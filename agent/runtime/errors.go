@@ -35,6 +35,7 @@ func fail(class task.Class, code task.Code, err error) error {
 }
 
 func classOf(err error) task.Class {
+	err = native(err)
 	switch {
 	case errors.Is(err, context.Canceled), errdefs.IsCanceled(err):
 		return task.Canceled
@@ -61,7 +62,7 @@ func lostShim(err error) bool {
 	s := err.Error()
 	for _, part := range []string{
 		"ttrpc: closed", "connection refused", "connection reset by peer", "can't find shim for sandbox",
-		"transport is closing", "broken pipe", "error reading from server: EOF",
+		"transport is closing", "broken pipe", "error reading from server: EOF", "context deadline exceeded",
 	} {
 		if strings.Contains(s, part) {
 			return true

@@ -52,12 +52,50 @@ func (c *Client) grouped(containers int) bool {
 	return c.sandbox && containers > 1
 }
 
+// labelShim marks the sandbox record of a leader.
+const labelShim = "berth/shim"
+
+// keep stores a sandbox record with the container's id. With it, containerd 2.x keeps the
+// shim of a container that ended while containerd itself was down; without it, it would
+// take the shim for a leaked one at its start and the exit code would be lost. The
+// leader's record also lets other containers join its shim.
+func (c *Client) keep(ctx context.Context, t *task.Task, name, id string, leads bool) error {
+	if !c.hasSandboxes() {
+		return nil
+	}
+	labels := c.ownLabels(t, name)
+	if leads {
+		labels[labelShim] = "shared"
+	}
+	_, err := c.sandboxes.Create(ctx, sandbox.Sandbox{ID: id, Runtime: sandbox.RuntimeOpts{Name: shimRuntime}, Labels: labels})
+	if err == nil || isExists(err) {
+		return nil
+	}
+	return classify(fmt.Errorf("sandbox record of container %s: %w", id, err), task.CannotCreateContainer)
+}
+
+func (c *Client) unkeep(ctx context.Context, id string) error {
+	if !c.hasSandboxes() {
+		return nil
+	}
+	if err := c.sandboxes.Delete(ctx, id); err != nil && !isNotFound(err) {
+		return classify(err, "")
+	}
+	return nil
+}
+
+func (c *Client) hasSandboxes() bool {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.sandbox
+}
+
 // join runs create for a container with the sandbox that it is to be made in; "" means
-// a shim of its own. The first container of a task is made alone: a second one that
+// a shim of its own, which leads says is to be shared. The first container of a task is made alone: a second one that
 // meets a shim which fails would be lost with it.
-func (c *Client) join(ctx context.Context, t *task.Task, id string, create func(sandbox string) error) error {
+func (c *Client) join(ctx context.Context, t *task.Task, id string, create func(sandbox string, leads bool) error) error {
 	if !c.grouped(len(t.Containers)) {
-		return create("")
+		return create("", false)
 	}
 	g := c.group(t.ID())
 	if err := g.acquire(ctx); err != nil {
@@ -77,7 +115,7 @@ func (c *Client) join(ctx context.Context, t *task.Task, id string, create func(
 		leader := g.leader
 		g.release()
 		held = false
-		err := create(leader)
+		err := create(leader, false)
 		if err == nil || classOf(err) != task.Unavailable {
 			return err
 		}
@@ -90,17 +128,8 @@ func (c *Client) join(ctx context.Context, t *task.Task, id string, create func(
 		g.asked = false
 		return err
 	}
-	if err := create(""); err != nil {
+	if err := create("", true); err != nil {
 		return err
-	}
-	if g.leader == id {
-		return nil
-	}
-	_, err := c.sandboxes.Create(ctx, sandbox.Sandbox{
-		ID: id, Runtime: sandbox.RuntimeOpts{Name: shimRuntime}, Labels: c.ownLabels(t, ""),
-	})
-	if err != nil && !isExists(err) {
-		return classify(fmt.Errorf("sharing the shim of container %s: %w", id, err), task.CannotCreateContainer)
 	}
 	g.leader = id
 	return nil
@@ -112,7 +141,7 @@ func (c *Client) recover(ctx context.Context, taskID string, g *group) error {
 	if g.asked {
 		return nil
 	}
-	list, err := c.sandboxes.List(ctx, fmt.Sprintf("labels.%q==%q", LabelTaskID, taskID))
+	list, err := c.sandboxes.List(ctx, fmt.Sprintf("labels.%q==%q,labels.%q==shared", LabelTaskID, taskID, labelShim))
 	if err != nil {
 		return classify(fmt.Errorf("shared shim of task %s: %w", taskID, err), "")
 	}
@@ -123,8 +152,8 @@ func (c *Client) recover(ctx context.Context, taskID string, g *group) error {
 		case err == nil:
 			g.leader = s.ID
 		case isNotFound(err):
-			if err := c.sandboxes.Delete(ctx, s.ID); err != nil && !isNotFound(err) {
-				return classify(err, "")
+			if err := c.unkeep(ctx, s.ID); err != nil {
+				return err
 			}
 		default:
 			return classify(err, "")
@@ -153,7 +182,10 @@ func (c *Client) recover(ctx context.Context, taskID string, g *group) error {
 // force is to be tried again.
 func (c *Client) leave(ctx context.Context, taskID string, containers int, h handle, force bool) error {
 	if !c.grouped(containers) {
-		return classify(c.deleteProcess(ctx, h, force), "")
+		if err := c.deleteProcess(ctx, h, force); err != nil {
+			return classify(err, "")
+		}
+		return c.unkeep(ctx, h.ID)
 	}
 	g := c.group(taskID)
 	if err := g.acquire(ctx); err != nil {
@@ -176,6 +208,9 @@ func (c *Client) leave(ctx context.Context, taskID string, containers int, h han
 	if err := c.deleteProcess(ctx, h, force); err != nil {
 		return classify(err, "")
 	}
+	if err := c.unkeep(ctx, h.ID); err != nil {
+		return err
+	}
 	delete(g.members, h.ID)
 	if g.retire && len(g.members) == 0 {
 		return c.disband(ctx, taskID, g, c.trackedHandle(g.leader), false)
@@ -191,8 +226,8 @@ func (c *Client) disband(ctx context.Context, taskID string, g *group, leader ha
 	if err := c.deleteProcess(ctx, leader, force); err != nil {
 		return classify(err, "")
 	}
-	if err := c.sandboxes.Delete(ctx, leader.ID); err != nil && !isNotFound(err) {
-		return classify(err, "")
+	if err := c.unkeep(ctx, leader.ID); err != nil {
+		return err
 	}
 	g.leader, g.retire = "", false
 	c.dropGroup(taskID)

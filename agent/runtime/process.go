@@ -145,8 +145,8 @@ func (c *Client) kill(ctx context.Context, h handle) error {
 	if kerr := c.cgs.kill(h.Cgroup); kerr != nil {
 		return errors.Join(err, kerr)
 	}
-	if gone(err) || classOf(err) == task.Unavailable && h.Cgroup != "" && ctx.Err() == nil {
-		return nil
+	if gone(err) || !isRoot(h.Cgroup) {
+		return nil // every process of the cgroup was killed, whatever the shim said
 	}
 	return err
 }

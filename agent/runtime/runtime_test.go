@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -111,9 +112,24 @@ func (n *node) deps(t testing.TB, tk *task.Task) engine.Deps {
 	}
 	if tk.NetworkMode != task.NetworkHost {
 		records[task.ResourceID{Kind: task.KindNetwork, Name: "task"}] = task.Record{
-			Handle: task.Handle(`{"path":"/proc/self/ns/net","hostname":"probe-host"}`)}
+			Handle: task.Handle(fmt.Sprintf(`{"path":%q,"hostname":"probe-host"}`, netns(t)))}
 	}
 	return engine.Deps{Get: func(id task.ResourceID) (task.Record, bool) { r, ok := records[id]; return r, ok }}
+}
+
+// netns is a network namespace for the time of the test.
+func netns(t testing.TB) string {
+	t.Helper()
+	name := fmt.Sprintf("rt%d", os.Getpid())
+	if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	t.Cleanup(func() {
+		if out, err := exec.Command("ip", "netns", "del", name).CombinedOutput(); err != nil {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
+	return "/run/netns/" + name
 }
 
 var taskCount int

@@ -135,7 +135,9 @@ func resolveUser(root, name string) (spec.User, error) {
 	if err != nil {
 		return spec.User{}, invalidUser(name, err)
 	}
-	out := spec.User{UID: uint32(x.Uid), GID: uint32(x.Gid)}
+	// The primary group is also a supplementary one, so that a file which denies it by
+	// group is denied (CVE-2022-36109).
+	out := spec.User{UID: uint32(x.Uid), GID: uint32(x.Gid), AdditionalGIDs: []uint32{uint32(x.Gid)}}
 	if x.Uid < 0 || x.Gid < 0 || x.Uid > maxID || x.Gid > maxID {
 		return spec.User{}, invalidUser(name, errors.New("id out of range"))
 	}

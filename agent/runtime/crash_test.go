@@ -1,0 +1,279 @@
+package runtime_test
+
+import (
+	"context"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"berth.dev/berth/agent/runtime/containerdtest"
+	"berth.dev/berth/agent/task"
+)
+
+// eventually waits for something that must happen soon.
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+		if ok() {
+			return
+		}
+		<-time.After(5 * time.Millisecond)
+	}
+	t.Fatalf("does not happen: %s", what)
+}
+
+// exits observes the ends of containers until the test ends.
+type exits struct {
+	seen chan string
+	lost chan struct{}
+}
+
+func (n *node) observe(t *testing.T) exits {
+	t.Helper()
+	e := exits{make(chan string, 100), make(chan struct{}, 100)}
+	ctx, cancel := context.WithCancel(context.Background())
+	ended := make(chan struct{})
+	go func() {
+		defer close(ended)
+		_ = n.set.Observe(ctx, func(_, name string, o task.Observed) {
+			e.seen <- name + " " + strconv.Itoa(o.Exit.Code)
+		}, func() { e.lost <- struct{}{} }) // the error says that ctx ended
+	}()
+	t.Cleanup(func() { cancel(); <-ended })
+	e.await(t, e.lost)
+	return e
+}
+
+func (exits) await(t *testing.T, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(20 * time.Second):
+		t.Fatal("the observer does not connect")
+	}
+}
+
+func (e exits) next(t *testing.T) string {
+	t.Helper()
+	select {
+	case s := <-e.seen:
+		return s
+	case <-time.After(20 * time.Second):
+		t.Fatal("no end was observed")
+		return ""
+	}
+}
+
+func pids(t *testing.T, tk *task.Task) []int {
+	t.Helper()
+	var out []int
+	for _, f := range globs("/sys/fs/cgroup/pids/berthtest/" + tk.ID() + "/*/cgroup.procs") {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			continue
+		}
+		for f := range strings.FieldsSeq(string(b)) {
+			pid, err := strconv.Atoi(f)
+			if err != nil {
+				t.Fatal(err)
+			}
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+func container(name string, command ...string) task.Container {
+	return task.Container{Name: name, Image: probeImage, Command: command}
+}
+
+// A killed containerd and a restarted agent find every process and every exit.
+func TestContainerdKilled(t *testing.T) {
+	kinds(t, func(t *testing.T, kind containerdtest.Kind) {
+		n := start(t, kind, nil)
+		tk := n.task(t, container("a", "sleep"), container("b", "sleep"), container("c", "ignore-term"))
+		ha, hb, hc := n.run(t, tk, "a"), n.run(t, tk, "b"), n.run(t, tk, "c")
+		e := n.observe(t)
+		before := pids(t, tk)
+		if len(before) != 3 {
+			t.Fatalf("processes %v", before)
+		}
+		n.daemon.Kill()
+		if _, err := n.set.Probe(t.Context(), tk, "a", ha); task.ClassOf(err) != task.Unavailable {
+			t.Errorf("probe while containerd is dead: %v (class %q)", err, task.ClassOf(err))
+		}
+		b := containerPID(t, tk, hb)
+		if err := syscall.Kill(b, syscall.SIGKILL); err != nil { // ends while nobody looks
+			t.Fatal(err)
+		}
+		n.daemon.Up()
+		e.await(t, e.lost)
+		n.reopen(t) // with its memory lost
+		if x := n.ended(t, tk, "b", hb); x.Code != 137 || x.Signal != 9 {
+			t.Errorf("b ended with %+v", x)
+		}
+		for name, h := range map[string]task.Handle{"a": ha, "c": hc} {
+			if o, err := n.set.Probe(t.Context(), tk, name, h); err != nil || o.Process != task.ProcessRunning {
+				t.Errorf("%s: %+v, %v", name, o, err)
+			}
+		}
+		// The task's shim still takes new containers, and the leader may be retired first.
+		tk.Containers = append(tk.Containers, container("d", "exit", "4"))
+		hd := n.run(t, tk, "d")
+		if x := n.ended(t, tk, "d", hd); x.Code != 4 {
+			t.Errorf("d ended with %+v", x)
+		}
+		if err := n.set.Kill(t.Context(), tk, "a", ha); err != nil {
+			t.Fatal(err)
+		}
+		n.ended(t, tk, "a", ha)
+		for name, h := range map[string]task.Handle{"a": ha, "b": hb, "d": hd} {
+			if err := n.set.Retire(t.Context(), tk, name, h); err != nil {
+				t.Errorf("retire %s: %v", name, err)
+			}
+		}
+		if o, err := n.set.Probe(t.Context(), tk, "c", hc); err != nil || o.Process != task.ProcessRunning {
+			t.Errorf("c after its neighbours were retired: %+v, %v", o, err)
+		}
+		if err := n.set.Kill(t.Context(), tk, "c", hc); err != nil {
+			t.Fatal(err)
+		}
+		if x := n.ended(t, tk, "c", hc); x.Code != 137 {
+			t.Errorf("c ended with %+v", x)
+		}
+		for _, c := range []string{"d", "c", "b", "a"} {
+			if err := n.set.Remove(t.Context(), tk, c, nil); err != nil {
+				t.Errorf("remove %s: %v", c, err)
+			}
+		}
+		if s := n.daemon.Shims(); len(s) > 0 {
+			t.Errorf("shims left: %v", s)
+		}
+	})
+}
+
+func containerPID(t *testing.T, tk *task.Task, h task.Handle) int {
+	t.Helper()
+	id := decode[struct{ ID string }](t, string(h)).ID
+	b, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/pids/berthtest", tk.ID(), id, "cgroup.procs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, err := strconv.Atoi(strings.TrimSpace(string(b)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return pid
+}
+
+// A killed shim takes its container with it; nothing says that it ended before the last
+// process is gone, even where no record of a process is left.
+func TestShimKilled(t *testing.T) {
+	kinds(t, func(t *testing.T, kind containerdtest.Kind) {
+		n := start(t, kind, nil)
+		e := n.observe(t)
+		tk := n.task(t, container("a", "ignore-term"))
+		h := n.run(t, tk, "a")
+		kill(t, n.daemon.Shims())
+		if got := e.next(t); got != "a 137" {
+			t.Errorf("observed %q", got)
+		}
+		if p := pids(t, tk); len(p) > 0 {
+			t.Errorf("told as ended while %v live", p)
+		}
+		if o, err := n.set.Probe(t.Context(), tk, "a", h); err != nil || !o.Exists || o.Process == task.ProcessRunning {
+			t.Errorf("%+v, %v", o, err)
+		}
+
+		tk = n.task(t, container("a", "ignore-term"))
+		h = n.run(t, tk, "a")
+		kill(t, n.daemon.Shims())
+		n.daemon.Kill()
+		n.daemon.Up()
+		eventually(t, "containerd knows the container's end", func() bool {
+			o, err := n.set.Probe(t.Context(), tk, "a", h)
+			if err != nil {
+				if task.ClassOf(err) != task.Unavailable {
+					t.Fatal(err)
+				}
+				return false
+			}
+			if left := pids(t, tk); o.Process != task.ProcessRunning && len(left) > 0 {
+				t.Fatalf("process %q while %v live", o.Process, left)
+			}
+			return o.Process != task.ProcessRunning
+		})
+	})
+}
+
+func kill(t *testing.T, pids []int) {
+	t.Helper()
+	if len(pids) == 0 {
+		t.Fatal("no shim")
+	}
+	for _, p := range pids {
+		if err := syscall.Kill(p, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A shim that does not answer is unknown, and its container can be killed all the same.
+func TestShimStopped(t *testing.T) {
+	n := start(t, containerdtest.Embedded, nil)
+	tk := n.task(t, container("a", "ignore-term"))
+	h := n.run(t, tk, "a")
+	shims := n.daemon.Shims()
+	for _, p := range shims {
+		if err := syscall.Kill(p, syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := n.set.Probe(t.Context(), tk, "a", h); task.ClassOf(err) != task.Unavailable {
+		t.Errorf("probe: %v (class %q)", err, task.ClassOf(err))
+	}
+	if err := n.set.Kill(t.Context(), tk, "a", h); err != nil {
+		t.Errorf("kill: %v", err)
+	}
+	eventually(t, "the process is gone", func() bool { return len(pids(t, tk)) == 0 })
+	for _, p := range shims {
+		if err := syscall.Kill(p, syscall.SIGCONT); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if x := n.ended(t, tk, "a", h); x.Code != 137 {
+		t.Errorf("ended with %+v", x)
+	}
+}
+
+// A killed agent leaves anything between nothing and a created process; Ensure goes on
+// from there.
+func TestEnsureAfterLosingEverythingInMemory(t *testing.T) {
+	kinds(t, func(t *testing.T, kind containerdtest.Kind) {
+		n := start(t, kind, nil)
+		tk := n.task(t, container("a", "sleep"), container("b", "sleep"))
+		for range 3 {
+			for _, name := range []string{"a", "b"} {
+				if _, err := n.set.Ensure(t.Context(), tk, name, n.deps(t, tk)); err != nil {
+					t.Fatal(err)
+				}
+				n.reopen(t)
+			}
+		}
+		h := n.run(t, tk, "b")
+		if o, err := n.set.Probe(t.Context(), tk, "b", h); err != nil || o.Process != task.ProcessRunning {
+			t.Errorf("%+v, %v", o, err)
+		}
+		want := 2
+		if kind == containerdtest.Embedded {
+			want = 1
+		}
+		if s := n.daemon.Shims(); len(s) != want {
+			t.Errorf("%d shims, want %d", len(s), want)
+		}
+	})
+}
