@@ -210,6 +210,7 @@ type Berth struct {
 	CAFile           string
 	DebugSocket      string
 	BridgeSubnet     netip.Prefix
+	Cgroup           string // name of the parent cgroup of all tasks; empty means the protocol's
 	Snapshotter      string
 	OCIRuntime       string
 	RegistryHosts    string // directory

@@ -63,6 +63,7 @@ func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSid
 		Address: address, Namespace: c.Berth.Namespace,
 		StateDir: c.Berth.RunDir, LogDir: filepath.Join(c.Berth.LogDir, "tasks"), LoggerPath: logger,
 		LogMaxBytes: c.Berth.LogFileSize, LogFiles: int(c.Berth.LogFiles),
+		Snapshotter: c.Berth.Snapshotter, Runtime: c.Berth.OCIRuntime, InitPath: c.Berth.InitPath, HostsDir: c.Berth.RegistryHosts,
 		Region: c.Cluster.Region, Cluster: c.Cluster.Name, Log: log,
 	})
 	if err != nil {
@@ -76,7 +77,7 @@ func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSid
 		return nil, errors.Join(err, h.client.Close())
 	}
 	h.cgroups, err = resource.NewCgroup(resource.CgroupConfig{
-		Root: c.Host.CgroupPath, CPUPeriod: c.Host.CgroupCPUPeriod, PidsLimit: c.Host.TaskPidsLimit,
+		Root: c.Host.CgroupPath, Name: c.Berth.Cgroup, CPUPeriod: c.Host.CgroupCPUPeriod, PidsLimit: c.Host.TaskPidsLimit,
 		NoLimits: !c.Host.TaskLimits, Log: log,
 	})
 	if err != nil {

@@ -59,7 +59,7 @@ func Start(t testing.TB, o Options) *System {
 	}
 	s := &System{t: t, o: o, Dir: host.ShortDir(t), Bin: o.Programs}
 	if s.Bin == "" {
-		s.Bin = Programs(t, o.Tags...)
+		s.Bin = Programs(t, o.Containerd, o.Tags...)
 	}
 	s.Containerd = StartContainerd(t, o.Containerd, s.Dir, s.Bin)
 	s.Cluster = acstest.NewLab(t, o.API, o.ACS)
@@ -91,10 +91,10 @@ func (s *System) agentKey() {
 	}
 }
 
-// StartAgent starts the agent on its state directory.
-func (s *System) StartAgent(env ...string) {
-	s.t.Helper()
-	all := append(os.Environ(),
+// environ is the environment of the agent. Its cgroup is the system's own, because
+// other tests run on this machine at the same time.
+func (s *System) environ() []string {
+	return append(os.Environ(),
 		"ECS_BACKEND_HOST="+s.Cluster.URL, "AWS_DEFAULT_REGION=us-east-1", "ECS_EXTERNAL=true",
 		"BERTH_CONTAINERD_ADDRESS="+s.Containerd.Address,
 		"BERTH_STATE_DIR="+filepath.Join(s.Dir, "agent"),
@@ -102,8 +102,17 @@ func (s *System) StartAgent(env ...string) {
 		"BERTH_LOG_DIR="+filepath.Join(s.Dir, "log"),
 		"BERTH_KEY_FILE="+filepath.Join(s.Dir, "agent.key"),
 		"BERTH_LOGGER_PATH="+filepath.Join(s.Bin, "berth-logger"),
+		"BERTH_CGROUP="+s.Cgroup(),
 	)
-	all = append(append(all, s.o.AgentEnv...), env...)
+}
+
+// Cgroup is the name of the cgroup that all tasks of this system are in.
+func (s *System) Cgroup() string { return filepath.Base(s.Dir) }
+
+// StartAgent starts the agent on its state directory.
+func (s *System) StartAgent(env ...string) {
+	s.t.Helper()
+	all := append(append(s.environ(), s.o.AgentEnv...), env...)
 	s.Agent = launch(s.t, "berth-agent", all, filepath.Join(s.Bin, "berth-agent"))
 }
 
@@ -114,10 +123,7 @@ func (s *System) end() {
 	}
 	s.StopTasks()
 	s.Agent.Stop()
-	cmd := launch(s.t, "teardown", append(os.Environ(),
-		"BERTH_STATE_DIR="+filepath.Join(s.Dir, "agent"), "BERTH_RUN_DIR="+filepath.Join(s.Dir, "run"),
-		"BERTH_LOG_DIR="+filepath.Join(s.Dir, "log"), "BERTH_CONTAINERD_ADDRESS="+s.Containerd.Address,
-	), filepath.Join(s.Bin, "berth-agent"), "teardown")
+	cmd := launch(s.t, "teardown", s.environ(), filepath.Join(s.Bin, "berth-agent"), "teardown")
 	<-cmd.Done()
 	if code := cmd.cmd.ProcessState.ExitCode(); code != 0 {
 		s.t.Errorf("berth-agent teardown: exit code %d:\n%s", code, cmd.Output())

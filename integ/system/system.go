@@ -202,14 +202,16 @@ func last(s string, n int) string {
 	return strings.Join(lines[max(0, len(lines)-n):], "\n")
 }
 
-// Programs builds the programs of a system once for a test and returns their folder.
-func Programs(t testing.TB, tags ...string) string {
+// Programs builds the programs that a system with one kind of containerd needs, once
+// for a test, and returns their folder.
+func Programs(t testing.TB, kind string, tags ...string) string {
 	t.Helper()
 	dir := t.TempDir()
-	for _, pkg := range []string{
-		"berth.dev/berth/cmd/berth-agent", "berth.dev/berth/cmd/berth-logger", "berth.dev/berth/cmd/berth",
-		"github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2",
-	} {
+	pkgs := []string{"berth.dev/berth/cmd/berth-agent", "berth.dev/berth/cmd/berth-logger"}
+	if kind == Containerd2 {
+		pkgs = append(pkgs, "berth.dev/berth/cmd/berth", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2")
+	}
+	for _, pkg := range pkgs {
 		host.Program(t, dir, pkg, tags...)
 	}
 	return dir

@@ -16,7 +16,7 @@ func TestMain(m *testing.M) { host.Main(m) }
 // TestTaskRunsOnBothContainerds is the whole way of one task, on Debian's containerd
 // and on the one that Berth brings.
 func TestTaskRunsOnBothContainerds(t *testing.T) {
-	bin := Programs(t)
+	bin := Programs(t, Containerd2) // they serve the other kind as well
 	for _, kind := range []string{Containerd1, Containerd2} {
 		t.Run(kind, func(t *testing.T) {
 			s := Start(t, Options{Containerd: kind, Programs: bin})
