@@ -21,6 +21,14 @@ type Error struct {
 
 func (e *Error) Error() string { return e.Code + ": " + e.Message }
 
+// Write answers a request with the error in the form of AWS JSON 1.1.
+func (e *Error) Write(w http.ResponseWriter) {
+	w.Header().Set("Content-Type", contentType)
+	w.Header().Set("X-Amzn-Errortype", e.Code)
+	w.WriteHeader(e.Status)
+	w.Write(e.body()) //nolint:errcheck // the caller is gone then
+}
+
 // body is the error as it is sent.
 func (e *Error) body() []byte {
 	b := append([]byte(`{"__type":`), awsjson.Quote(e.Code)...)
