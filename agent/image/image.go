@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/agent/task"
 
@@ -187,7 +188,7 @@ func (s *Images) mustPull(local runtime.Image, ref string) bool {
 func (s *Images) fetch(ctx context.Context, ref string, auth runtime.Auth, local runtime.Image, have bool) (runtime.Image, error) {
 	mayFallBack := have && (s.cfg.Policy == Default || s.cfg.Policy == PreferCached)
 	r, err := s.resolve(ctx, ref, auth, mayFallBack)
-	if err != nil {
+	if err = errors.Join(err, fail.Point(fail.ImageAfterResolve)); err != nil {
 		return runtime.Image{}, err
 	}
 	if have && local.Digest == r.Digest && (s.cfg.Policy != Once || local.Pulled) {
@@ -197,7 +198,7 @@ func (s *Images) fetch(ctx context.Context, ref string, auth runtime.Auth, local
 	err = attempts(ctx, pullBackoff, func(ctx context.Context) error {
 		var err error
 		img, err = s.share(ctx, r)
-		return err
+		return errors.Join(err, fail.Point(fail.ImageAfterPull))
 	})
 	return img, err
 }

@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/sync/errgroup"
 
+	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/wire/acs"
 )
@@ -102,6 +103,9 @@ func (in *Intake) Payload(ctx context.Context, m *acs.PayloadMessage, r acs.Resp
 	if !o.silent {
 		commit.Message = &task.Message{ID: m.MessageID, At: time.Now()}
 	}
+	if err := fail.Point(fail.IntakeBeforeCommit); err != nil {
+		return err
+	}
 	if err := in.c.Store.Commit(ctx, commit); err != nil {
 		return fmt.Errorf("payload %s: %w", m.MessageID, err)
 	}
@@ -110,7 +114,10 @@ func (in *Intake) Payload(ctx context.Context, m *acs.PayloadMessage, r acs.Resp
 	if o.silent {
 		return fmt.Errorf("payload %s: a task in it has no usable ARN", m.MessageID)
 	}
-	return in.ackPayload(ctx, m, r)
+	if err := fail.Point(fail.IntakeAfterCommit); err != nil {
+		return err
+	}
+	return errors.Join(in.ackPayload(ctx, m, r), fail.Point(fail.IntakeAfterAck))
 }
 
 // sort decides what each task of a payload comes to. Stops come first, whatever their

@@ -37,6 +37,7 @@ import (
 	"time"
 
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
 	"berth.dev/berth/eni"
@@ -271,7 +272,7 @@ func (n *Network) ensureNamespace(path string) error {
 	if err := eni.RemoveNamespace(path); err != nil { // the file of a crash or a reboot
 		return err
 	}
-	return eni.CreateNamespace(path, sysctls)
+	return errors.Join(eni.CreateNamespace(path, sysctls), fail.Point(fail.NetnsAfterCreate))
 }
 
 // ensureBridged adopts a complete attachment and makes anything less anew. A failed ADD
@@ -299,8 +300,11 @@ func (n *Network) ensureBridged(ctx context.Context, t *task.Task) (*bridge.Atta
 	if err := n.ensureNamespace(path); err != nil {
 		return nil, err
 	}
+	if err := fail.Point(fail.CNIBeforeAdd); err != nil {
+		return nil, err
+	}
 	a, err := n.host.Add(ctx, bridge.Request{Key: attachment(id), Namespace: path, Ports: ports})
-	if err != nil {
+	if err = errors.Join(err, fail.Point(fail.CNIAfterAdd)); err != nil {
 		return nil, errors.Join(err, eni.RemoveNamespace(path))
 	}
 	return a, nil
@@ -335,7 +339,10 @@ func (n *Network) removeNetwork(ctx context.Context, id string) error {
 	if a := n.host.Lookup(attachment(id)); a != nil {
 		n.awaitNoLink(ctx, a.HostVeth)
 	}
-	return n.host.Del(ctx, attachment(id))
+	if err := fail.Point(fail.CNIBeforeDel); err != nil {
+		return err
+	}
+	return errors.Join(n.host.Del(ctx, attachment(id)), fail.Point(fail.CNIAfterDel))
 }
 
 func (n *Network) awaitNoLink(ctx context.Context, name string) {

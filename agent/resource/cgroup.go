@@ -18,6 +18,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 )
 
@@ -316,6 +317,9 @@ func (c *Cgroup) Ensure(ctx context.Context, t *task.Task, _ string, _ engine.De
 		if err := write(mount+p, s.file, s.value); err != nil {
 			return task.Result{}, c.classify(err)
 		}
+	}
+	if err := fail.Point(fail.CgroupAfterCreate); err != nil {
+		return task.Result{}, c.classify(err)
 	}
 	handle, err := json.Marshal(CgroupHandle{Parent: p})
 	if err != nil {

@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"berth.dev/berth/agent/engine"
+	failpoint "berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/spec"
 	"berth.dev/berth/agent/task"
 
@@ -71,9 +72,12 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	if err != nil {
 		return task.Result{}, err
 	}
+	if err := failpoint.Point(failpoint.ContainerBeforeCreate); err != nil {
+		return task.Result{}, err
+	}
 	nctx := s.c.ns(ctx)
 	mounts, err := s.c.prepare(nctx, p)
-	if err != nil {
+	if err = errors.Join(err, failpoint.Point(failpoint.ContainerAfterSnapshot)); err != nil {
 		return task.Result{}, classify(err, task.CannotCreateContainer)
 	}
 	p.in.User, err = s.c.identity(ctx, p.image, p.user, p.dir, p.h.ID, mounts)
@@ -89,13 +93,14 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	}
 	s.c.track(p.h, t.ID(), name)
 	err = s.c.join(nctx, t, p.h.ID, func(sandbox string, leads bool) error {
-		if err := s.c.record(nctx, p, oci, sandbox); err != nil {
+		err := s.c.record(nctx, p, oci, sandbox)
+		if err = errors.Join(err, failpoint.Point(failpoint.ContainerAfterCreate)); err != nil {
 			return classify(err, task.CannotCreateContainer)
 		}
 		kept := make(chan error, 1)
 		go func() { kept <- s.c.keep(nctx, t, name, p.h.ID, leads) }()
 		// A command that does not exist shows here, and is known to users as a failed start.
-		err := classify(s.c.create(nctx, p, mounts), task.CannotStartContainer)
+		err = classify(errors.Join(s.c.create(nctx, p, mounts), failpoint.Point(failpoint.ProcessAfterCreate)), task.CannotStartContainer)
 		if kerr := <-kept; err == nil {
 			return kerr
 		}
@@ -385,6 +390,9 @@ func (c *Client) erase(ctx context.Context, taskID string, containers int, h han
 	if err := c.containers.Delete(ctx, h.ID); err != nil && !isNotFound(err) {
 		return classify(err, "")
 	}
+	if err := failpoint.Point(failpoint.DeleteAfterContainer); err != nil {
+		return err
+	}
 	if err := unmountRootfs(c.rootfsDir(h.ID)); err != nil {
 		return classify(err, "")
 	}
@@ -393,6 +401,9 @@ func (c *Client) erase(ctx context.Context, taskID string, containers int, h han
 	}
 	if err := c.snapshots.Remove(ctx, h.ID); err != nil && !isNotFound(err) {
 		return classify(err, "")
+	}
+	if err := failpoint.Point(failpoint.DeleteAfterSnapshot); err != nil {
+		return err
 	}
 	c.untrack(h.ID)
 	return nil

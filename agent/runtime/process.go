@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	failpoint "berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
@@ -194,6 +195,9 @@ func (c *Client) deleteProcess(ctx context.Context, h handle, force bool) error 
 			return ctx.Err()
 		case <-time.After(deletePoll):
 		}
+	}
+	if err := failpoint.Point(failpoint.DeleteAfterProcess); err != nil {
+		return err
 	}
 	if err := c.cgs.empty(ctx, h.Cgroup); err != nil {
 		return unavailable(fmt.Errorf("container %s: %w", h.ID, err))

@@ -11,6 +11,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	failpoint "berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 
 	containerd "github.com/containerd/containerd/v2/client"
@@ -233,6 +234,9 @@ func (c *counted) Read(b []byte) (int, error) {
 	if n > 0 {
 		c.p.read.Add(int64(n))
 		c.p.tell()
+		if err := failpoint.Point(failpoint.ImageMidPull); err != nil {
+			return n, err
+		}
 	}
 	return n, err
 }
