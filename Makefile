@@ -10,6 +10,9 @@ VERSION = $(eval VERSION := $$(shell git describe --tags --always --dirty 2>/dev
 
 HASH = $(eval HASH := $$(shell git rev-parse --short=8 HEAD 2>/dev/null || echo unknown))$(HASH)
 
+# Where "make build" puts the programs.
+BIN ?= bin
+
 # containerd is built without what Berth does not use of it.
 TAGS := no_cri no_btrfs no_zfs no_devmapper no_tracing
 GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION) -X main.hash=$(HASH)'
@@ -30,9 +33,9 @@ deps: ## install what is missing to build and run (Debian packages, Go)
 	@packaging/scripts/find-go >/dev/null
 
 build: deps ## build the programs into bin/
-	@mkdir -p bin
-	@$(GOBUILD) -o bin/ $(PROGRAMS)
-	@cmp -s bin/my-image .cache/packed || { $(GO) run -tags '$(TAGS)' ./integ/testimage/pack bin/my-image bin/my-image.tar my-image:latest && mkdir -p .cache && cp bin/my-image .cache/packed; }
+	@mkdir -p $(BIN)
+	@$(GOBUILD) -o $(BIN)/ $(PROGRAMS)
+	@cmp -s $(BIN)/my-image $(BIN)/.packed || { $(GO) run -tags '$(TAGS)' ./integ/testimage/pack $(BIN)/my-image $(BIN)/my-image.tar my-image:latest && cp $(BIN)/my-image $(BIN)/.packed; }
 
 up: build ## start everything on this host and run the sample task
 	@bin/berth up

@@ -193,7 +193,7 @@ func (a *app) showStatus(r statusReport) {
 		if !r.Agent.Connected {
 			connected = a.screen.Colour(screen.Bad, "not connected")
 		}
-		a.screen.Printf("\nAgent %s, %d tasks, %d state changes not yet reported\n", connected, r.Agent.Tasks, r.Agent.Outbox)
+		a.screen.Printf("\nAgent %s; tasks it knows: %d; state changes to report: %d\n", connected, r.Agent.Tasks, r.Agent.Outbox)
 	}
 	if len(r.Instances) > 0 {
 		t := &screen.Table{}

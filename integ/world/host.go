@@ -38,6 +38,12 @@ func programs(o Options) ([]string, error) {
 		if err != nil || len(line) == 0 {
 			continue // gone since, or a zombie
 		}
+		if o.Mentioning != "" {
+			env, err := os.ReadFile(filepath.Join(dir, "environ"))
+			if err != nil || !strings.Contains(string(line)+string(env), o.Mentioning) {
+				continue
+			}
+		}
 		args := strings.Split(strings.TrimRight(string(line), "\x00"), "\x00")
 		found = append(found, strings.Join(args[:min(len(args), 7)], " "))
 	}

@@ -43,6 +43,9 @@ type Options struct {
 	Containerds []Containerd
 	// Programs are base names of executables that count as Berth's.
 	Programs []string
+	// Mentioning, when set, counts only those of them whose arguments or environment
+	// mention it, such as the directory of one system of several.
+	Mentioning string
 	// CgroupRoots are the names of our top cgroups in every hierarchy, without slashes.
 	CgroupRoots []string
 	// MountPrefixes are the paths below which mounts are ours.
@@ -61,7 +64,7 @@ func Host() Options {
 		Programs:       []string{"berth", "berth-agent", "berth-logger", "containerd-shim-runc-v2", "my-image"},
 		CgroupRoots:    []string{"ecs", "ecstasks.slice"},
 		MountPrefixes:  []string{"/run/berth", "/var/lib/berth", "/run/netns"},
-		NetnsDirs:      []string{"/run/netns", "/run/berth/netns"},
+		NetnsDirs:      []string{"/run/netns", "/run/berth/network/namespaces"},
 		Dirs:           []string{"/run/berth", "/var/lib/berth", "/var/log/berth"},
 		SocketPrefixes: []string{"/run/berth", "/run/containerd"},
 	}

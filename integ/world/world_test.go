@@ -67,7 +67,7 @@ func TestEveryKindOfLeakIsSeenAndItsRemovalToo(t *testing.T) {
 	cgroup, cgroupDir := cgroupRoot(t)
 	runtimeNow := fakeContainerd{}
 	o := Options{
-		Containerds: []Containerd{runtimeNow}, Programs: []string{"leaked-program"}, CgroupRoots: []string{cgroup},
+		Containerds: []Containerd{runtimeNow}, Programs: []string{"leaked-program"}, Mentioning: dir, CgroupRoots: []string{cgroup},
 		MountPrefixes: []string{dir}, NetnsDirs: []string{filepath.Join(dir, "netns")},
 		Dirs: []string{filepath.Join(dir, "state")}, SocketPrefixes: []string{dir},
 	}

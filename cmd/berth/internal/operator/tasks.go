@@ -136,7 +136,7 @@ func (c *Client) Run(ctx context.Context, in *ecs.RunTaskInput) (*types.Task, er
 	for _, f := range out.Failures {
 		why = append(why, errors.New(explainFailure(f)))
 	}
-	return nil, fmt.Errorf("%s was not placed: %w", aws.ToString(in.TaskDefinition), errors.Join(why...))
+	return nil, fmt.Errorf("%s was not placed: %w", Tail(in.TaskDefinition), errors.Join(why...))
 }
 
 // explainFailure puts a placement failure (ECS API, "API failure reasons") in words.
@@ -196,7 +196,7 @@ func WhyStopped(t *types.Task) string {
 		if c.ExitCode != nil {
 			what = fmt.Sprintf("exit code %d", *c.ExitCode)
 		}
-		if r := aws.ToString(c.Reason); r != "" {
+		if r := aws.ToString(c.Reason); r != "" && r != aws.ToString(t.StoppedReason) {
 			what = strings.Trim(what+", "+r, ", ")
 		}
 		if what != "" {

@@ -82,3 +82,19 @@ func TestPlacementFailuresAreExplained(t *testing.T) {
 		}
 	}
 }
+
+func TestAReasonIsSaidOnce(t *testing.T) {
+	stopped := types.Task{
+		StoppedReason: aws.String("CannotPullContainerError: no"),
+		Containers: []types.Container{
+			{Name: aws.String("web"), Reason: aws.String("CannotPullContainerError: no")},
+			{Name: aws.String("side"), ExitCode: aws.Int32(137), Reason: aws.String("OutOfMemoryError")},
+		},
+	}
+	if got, want := WhyStopped(&stopped), "CannotPullContainerError: no; container side: exit code 137, OutOfMemoryError"; got != want {
+		t.Errorf("%q, want %q", got, want)
+	}
+	if got := WhyStopped(&types.Task{}); got != "no reason is known" {
+		t.Errorf("%q", got)
+	}
+}

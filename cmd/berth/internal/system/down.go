@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"time"
@@ -140,15 +142,37 @@ func (s *System) stopTasks(ctx context.Context, ids []string) (int, error) {
 			return err == nil && state.Outbox == 0, err
 		})
 	}
+	if err == nil { // a task has stopped before what it needed is cleared away
+		err = until(ctx, programGrace, func(context.Context) (bool, error) { return s.cleared(ids), nil })
+	}
 	if err != nil {
 		step.Fail()
 		return asked, err
+	}
+	if asked == 0 {
+		step.Fail()
+		return 0, nil
 	}
 	step.Done("%d stopped", asked)
 	return asked, nil
 }
 
-// aliveTasks counts the tasks that still have something on the host.
+// cleared reports whether the agent has cleared away everything that tasks needed.
+func (s *System) cleared(ids []string) bool {
+	dirs, err := cgroupDirs()
+	if err != nil {
+		return false
+	}
+	for _, dir := range dirs {
+		if len(cgroupsOf(dir, ids)) > 0 {
+			return false
+		}
+	}
+	namespaces, err := os.ReadDir(filepath.Join(s.networkDir(), "namespaces"))
+	return len(namespaces) == 0 && (err == nil || errors.Is(err, fs.ErrNotExist)) && len(s.shims()) == 0
+}
+
+// aliveTasks counts the tasks that have not stopped.
 func (s *System) aliveTasks(ctx context.Context) (int, error) {
 	tasks, err := s.AgentTasks(ctx)
 	if err != nil {
