@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -28,6 +29,7 @@ type runner struct {
 	dirty map[task.ResourceID]bool // records that differ from what is stored
 	known bool                     // so does the Known itself
 	lines []task.Event             // for the event log, with the next commit
+	late  time.Time                // when what is not stored yet is stored at the latest
 
 	// making is the context of every Ensure; it ends when the task is to stop.
 	making     context.Context
@@ -104,7 +106,7 @@ func (r *runner) run() {
 	for {
 		orders := r.fold()
 		step := plan.Next(r.task, r.k, r.e.c.Settings, time.Now())
-		if !r.commit(&step) {
+		if !r.commit(&step, len(orders) > 0) {
 			return // the agent ends; what was not stored was not begun either
 		}
 		for _, o := range orders {
@@ -121,7 +123,7 @@ func (r *runner) run() {
 		for _, a := range step.Do {
 			r.start(a)
 		}
-		if !r.wait(timer, step.Wake) {
+		if !r.wait(timer, earlier(step.Wake, r.late)) {
 			return
 		}
 	}
@@ -194,17 +196,32 @@ func (r *runner) obey(o order) {
 	r.lines = append(r.lines, task.Event{At: r.k.StopRequested, Kind: task.EventDesired, Text: o.status.String() + ": by the cluster"})
 }
 
+// lazy is how long news may wait for a commit when nothing depends on it.
+const lazy = time.Second
+
 // commit stores what changed since the last one, and keeps trying until it is stored
-// or the agent ends: an action whose intent is not on disk is never begun.
-func (r *runner) commit(step *plan.Step) bool {
+// or the agent ends: an action whose intent is not on disk is never begun. News that
+// nothing depends on, such as a resource that has become present, waits for the next
+// commit that is needed: after a crash it is simply found out again.
+func (r *runner) commit(step *plan.Step, ordered bool) bool {
 	for _, id := range step.Changed {
 		r.dirty[id] = true
 	}
 	r.known = r.known || step.Known
 	r.lines = append(r.lines, step.Events...)
-	if len(r.dirty) == 0 && !r.known && len(step.Report) == 0 && !step.Done {
+	if len(r.dirty) == 0 && !r.known && len(r.lines) == 0 && !step.Done {
 		return true
 	}
+	if !ordered && !needed(step) && !r.carries(task.EventExited, task.VerbNone) {
+		now := time.Now()
+		if r.late.IsZero() {
+			r.late = now.Add(lazy)
+		}
+		if now.Before(r.late) {
+			return true
+		}
+	}
+	r.late = time.Time{}
 	b := task.Batch{TaskID: r.id, Events: r.lines, Changes: step.Report, Delete: step.Done}
 	if r.known {
 		b.Known = r.k
@@ -219,6 +236,25 @@ func (r *runner) commit(step *plan.Step) bool {
 	clear(r.dirty)
 	r.known, r.lines = false, nil
 	return true
+}
+
+// needed reports whether something of a step must not happen before it is on disk.
+// Admission and probes leave nothing on the host.
+func needed(step *plan.Step) bool {
+	if step.Done || len(step.Report) > 0 {
+		return true
+	}
+	return slices.ContainsFunc(step.Do, func(a plan.Action) bool {
+		return a.Verb != task.VerbProbe && a.Resource.Kind != task.KindAdmission
+	})
+}
+
+// earlier is the first of two times, of which zero means never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
 }
 
 // before and after name the failpoints that a commit passes, by what it carries.

@@ -67,11 +67,6 @@ type Step struct {
 	Done    bool              // nothing of this task is left on the host
 }
 
-// NeedsCommit reports whether something must be made durable before Do is started.
-func (s *Step) NeedsCommit() bool {
-	return s.Known || s.Done || len(s.Changed) > 0 || len(s.Report) > 0
-}
-
 // Next decides what to do for one task now. Intents, status and desired status are
 // entered into k, which is the only thing it changes; the caller stores what Step
 // names before it starts the actions. Calling Next again without a new fact and

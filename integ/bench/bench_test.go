@@ -29,6 +29,10 @@ func TestMain(m *testing.M) { host.Main(m) }
 
 const (
 	samples = 20
+	// trapSet is how long the shell in a container is given to set its trap: the first
+	// process of a PID namespace ignores signals that it has no handler for
+	// (pid_namespaces(7)).
+	trapSet = 100 * time.Millisecond
 	// sleeper does nothing until SIGTERM, which it obeys at once: a child that sleeps
 	// would hold a shell's trap back until it ends.
 	sleeper = "trap 'exit 0' TERM; while :; do sleep 3600 & wait $!; done"
@@ -156,6 +160,7 @@ func startAndStop(b *testing.B, mode string) {
 			x.bare.clear()
 			arn := x.Run(def, 1)[0]
 			x.Wait("RUNNING", 10*time.Second, arn)
+			<-time.After(trapSet)
 			x.System.Stop(arn)
 			x.Wait("STOPPED", 10*time.Second, arn)
 			if i < 2 {
@@ -186,6 +191,7 @@ func BenchmarkFiveContainers(b *testing.B) {
 				arn := x.Run(def, 1)[0]
 				x.Wait("RUNNING", 20*time.Second, arn)
 				took[i] = append(took[i], x.clock.took(b, arn, "RUNNING", "RUNNING"))
+				<-time.After(trapSet)
 				x.System.Stop(arn)
 				x.Wait("STOPPED", 20*time.Second, arn)
 			}
