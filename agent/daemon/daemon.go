@@ -204,7 +204,7 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	a.engine = e
 	a.reporter = report.New(report.Config{Outbox: a.db, Submitter: a.ecs, Log: a.log})
 	g.Go(func() error { return ignoreCancel(ctx, a.reporter.Run(ctx)) })
-	if a.db.Opening().Lost == nil {
+	if o := a.db.Opening(); o.Lost == nil && !o.Fresh {
 		a.sweep(ctx)
 	}
 	a.ready.Store(true)
@@ -216,7 +216,8 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 }
 
 // sweep removes what this agent left on the host for tasks that nobody knows. With a
-// state that was lost it waits until the cluster has said what it knows.
+// state that was lost, or is new where another may have been, it waits until the
+// cluster has said what it knows.
 func (a *agent) sweep(ctx context.Context) {
 	if a.swept.Swap(true) {
 		return
