@@ -33,6 +33,9 @@ const (
 	EntrySent     EntryKind = "sent"     // a message to the agent
 	EntryReceived EntryKind = "received" // a message of the agent
 	EntryGaveUp   EntryKind = "gave-up"  // on a task, until the next session
+	// EntrySubmitted is a state change that an agent reported; the cluster adds it, as
+	// it does not come over a session. Desired is the reported status.
+	EntrySubmitted EntryKind = "submitted"
 )
 
 // Entry is one line of the ledger that validators read. It never holds a credential.

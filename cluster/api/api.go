@@ -7,6 +7,8 @@ import (
 	"log/slog"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 )
@@ -23,6 +25,9 @@ type Config struct {
 	// Observe is told about every answered call: its operation, the error
 	// code or "", and how long it took. It may be nil.
 	Observe func(operation, code string, took time.Duration)
+	// Submitted is told about every answered SubmitTaskStateChange; it must
+	// not change what it gets. It may be nil.
+	Submitted func(c Caller, in *ecs.SubmitTaskStateChangeInput, err error)
 	// StoppedRetention is how long stopped tasks and deregistered instances
 	// stay visible; 0 means one hour, the least that ECS promises.
 	StoppedRetention time.Duration

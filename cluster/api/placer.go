@@ -12,9 +12,10 @@ import (
 )
 
 const (
-	// batchWeight bounds what one commit holds, in keys: the most operations that an
-	// etcd with its default settings takes in one transaction is 128.
-	batchWeight = 120
+	// batchWeight bounds what one commit holds, in records, where the store takes that
+	// many: the slower the disk, the more waits for each commit, and the fewer commits
+	// it should take.
+	batchWeight = 1000
 	// placeAttempts is how often a placement is decided anew because another process
 	// took the room first.
 	placeAttempts = 8
@@ -87,12 +88,12 @@ func (p *placer) signal() {
 	}
 }
 
-// take returns what waits, up to a batch.
-func (p *placer) take() []*job {
+// take returns what waits, up to a batch of the most records.
+func (p *placer) take(most int) []*job {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	n, weight := 0, 0
-	for n < len(p.waiting) && (n == 0 || weight+p.waiting[n].weight <= batchWeight) {
+	for n < len(p.waiting) && (n == 0 || weight+p.waiting[n].weight <= most) {
 		weight += p.waiting[n].weight
 		n++
 	}
@@ -124,6 +125,7 @@ func (a *API) RunTasks(ctx context.Context) error {
 	case err := <-watched:
 		return err
 	}
+	most := min(batchWeight, a.Store.MaxOps())
 	expire := time.NewTicker(expiryInterval)
 	defer expire.Stop()
 	p.mu.Lock()
@@ -140,7 +142,7 @@ func (a *API) RunTasks(ctx context.Context) error {
 				a.Log.Warn("records that are past their time cannot be removed", "err", err)
 			}
 		case <-p.wake:
-			for batch := p.take(); len(batch) > 0 && ctx.Err() == nil; batch = p.take() {
+			for batch := p.take(most); len(batch) > 0 && ctx.Err() == nil; batch = p.take(most) {
 				feed.drain(states)
 				a.runBatch(ctx, states, batch)
 			}

@@ -14,7 +14,10 @@ import (
 // SubmitTaskStateChange folds a change that an agent reports into the task. A change that
 // tells nothing new is acknowledged like any other: agents repeat what they are not sure
 // of, and an error would make them repeat it again.
-func (a *API) SubmitTaskStateChange(ctx context.Context, in *ecs.SubmitTaskStateChangeInput) (*ecs.SubmitTaskStateChangeOutput, error) {
+func (a *API) SubmitTaskStateChange(ctx context.Context, in *ecs.SubmitTaskStateChangeInput) (_ *ecs.SubmitTaskStateChangeOutput, err error) {
+	if a.Submitted != nil {
+		defer func() { a.Submitted(CallerOf(ctx), in, err) }()
+	}
 	switch str(in.Status) {
 	case statusPending, statusRunning, statusStopped, "":
 	default:
@@ -23,7 +26,7 @@ func (a *API) SubmitTaskStateChange(ctx context.Context, in *ecs.SubmitTaskState
 	if len(in.Attachments) > 0 && str(in.Status) == "" {
 		return &ecs.SubmitTaskStateChangeOutput{Acknowledgment: aws.String("")}, a.submitTaskAttachments(ctx, in)
 	}
-	err := a.changeTask(ctx, in.Cluster, str(in.Task), func(t *types.Task, def *types.TaskDefinition) bool {
+	err = a.changeTask(ctx, in.Cluster, str(in.Task), func(t *types.Task, def *types.TaskDefinition) bool {
 		return applyTaskChange(t, def, in, a.now())
 	})
 	if err != nil {

@@ -76,6 +76,13 @@ func Task(def *types.TaskDefinition, t *types.Task) (*acs.Task, error) {
 	for i := range def.Volumes {
 		out.Volumes = append(out.Volumes, volume(&def.Volumes[i]))
 	}
+	for i := range t.Containers {
+		for _, id := range t.Containers[i].GpuIds {
+			out.Associations = append(out.Associations, acs.Association{
+				Type: "gpu", Name: id, Containers: []string{aws.ToString(t.Containers[i].Name)},
+			})
+		}
+	}
 	return out, nil
 }
 

@@ -219,3 +219,19 @@ func TestEmptyEntryPointIsAbsent(t *testing.T) {
 		t.Errorf("entryPoint = %v, want it absent", *wire.Containers[0].EntryPoint)
 	}
 }
+
+func TestGPUsBecomeAssociations(t *testing.T) {
+	task := taskOf(sampleDefinition())
+	task.Containers[0].GpuIds = []string{"GPU-1", "GPU-2"}
+	wire, err := Task(sampleDefinition(), task)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []acs.Association{
+		{Type: "gpu", Name: "GPU-1", Containers: []string{"web"}},
+		{Type: "gpu", Name: "GPU-2", Containers: []string{"web"}},
+	}
+	if diff := cmp.Diff(want, wire.Associations); diff != "" {
+		t.Error(diff)
+	}
+}

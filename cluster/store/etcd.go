@@ -21,6 +21,8 @@ const (
 	// maxTxnOps bounds the operations of one transaction of the embedded
 	// etcd; an external one has its own setting, 128 unless changed.
 	maxTxnOps = 16384
+	// defaultTxnOps is an external etcd's, unless its operator has changed it.
+	defaultTxnOps = 128
 	// maxRequestBytes bounds one transaction. Raft entries up to this size
 	// are fine on one member, whose log is a local file.
 	maxRequestBytes = 16 << 20

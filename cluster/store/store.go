@@ -270,6 +270,15 @@ func backoff(ctx context.Context, attempt int) error {
 	}
 }
 
+// MaxOps is how many records one Update may read and write. An external etcd
+// may take more than its default, but does not say so.
+func (s *Store) MaxOps() int {
+	if s.backend.embedded != nil {
+		return maxTxnOps
+	}
+	return defaultTxnOps
+}
+
 // Ping asks etcd for a linearizable answer: nil means records can be read
 // and written now.
 func (s *Store) Ping(ctx context.Context) error {
