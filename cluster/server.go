@@ -18,6 +18,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/cluster/acs"
@@ -78,6 +80,23 @@ type Faults struct {
 	SubmitStatus func(operation string) int
 	// ClockSkew is added to the clock that signatures are checked with.
 	ClockSkew time.Duration
+}
+
+// submitted puts the state changes that agents report into the ledger.
+func (f *Faults) submitted() func(api.Caller, *ecs.SubmitTaskStateChangeInput, error) {
+	if f.Ledger == nil {
+		return nil
+	}
+	return func(c api.Caller, in *ecs.SubmitTaskStateChangeInput, err error) {
+		e := acs.Entry{
+			At: time.Now(), Kind: acs.EntrySubmitted, Instance: c.InstanceARN, Type: "SubmitTaskStateChange",
+			Tasks: []acs.TaskEntry{{ARN: aws.ToString(in.Task), Desired: aws.ToString(in.Status)}},
+		}
+		if err != nil {
+			e.Detail = err.Error()
+		}
+		f.Ledger(e)
+	}
 }
 
 // Server is a running cluster.
@@ -206,7 +225,7 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	}
 	s.api, err = api.New(s.store, verifier, api.Config{
 		Region: c.Region, Account: c.Account, StoppedRetention: c.StoppedRetention,
-		Endpoint: s.URL, Observe: s.metrics.observe,
+		Endpoint: s.URL, Observe: s.metrics.observe, Submitted: c.Faults.submitted(),
 	}, c.Log)
 	if err != nil {
 		return err
