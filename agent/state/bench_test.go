@@ -72,3 +72,10 @@ func benchDB(b *testing.B) *DB {
 	}
 	return db
 }
+
+// BenchmarkFirstOpen is the first start of an agent.
+func BenchmarkFirstOpen(b *testing.B) {
+	for b.Loop() {
+		mustClose(b, openDir(b, b.TempDir()))
+	}
+}

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"runtime/debug"
+	"strconv"
 	"strings"
 	"syscall"
 	"time"
@@ -160,17 +161,22 @@ func checkCounter(b *bolt.Bucket) error {
 	return nil
 }
 
-// Exit codes of a check in a child process. A Go program that crashes ends with 2.
+// Exit codes of a check in a child process, of sysexits.h. They are not 1 or 2, with
+// which a program ends that was called in a wrong way: that must not cost the database.
 const (
 	exitGood    = 0
-	exitBad     = 1
-	exitUnknown = 75 // EX_TEMPFAIL of sysexits.h: could not be checked now
+	exitBad     = 65 // EX_DATAERR
+	exitUnknown = 75 // EX_TEMPFAIL: could not be checked now
 )
 
-// Limits of the child process. A page that was made to point at itself has bbolt take
-// memory or stack until there is no more.
+// checking is the first line that the child writes. Only after it does a crash of the
+// child, or its not ending, say something about the file.
+const checking = "checking the state database\n"
+
+// Limits of the child process, on top of what it uses when it begins. A page that was
+// made to point at itself has bbolt take memory or stack until there is no more.
 const (
-	checkMemory = 256 << 20 // bytes of writable memory, besides four times the file
+	checkMemory = 256 << 20 // bytes of writable memory, and four times the file
 	checkStack  = 64 << 20
 )
 
@@ -178,6 +184,9 @@ const (
 // the file, writes what is wrong to w and returns the exit code that ByChild understands.
 func CheckMain(path string, w io.Writer) int {
 	err := limitProcess(path)
+	if err == nil {
+		_, err = io.WriteString(w, checking)
+	}
 	if err == nil {
 		err = CheckFile(path)
 	}
@@ -196,14 +205,34 @@ func limitProcess(path string) error {
 	if err != nil {
 		return err
 	}
+	used, err := dataSize()
+	if err != nil {
+		return err
+	}
 	debug.SetMaxStack(checkStack)
-	bytes := uint64(checkMemory) + 4*uint64(st.Size()) //nolint:gosec // a size is never negative
-	return unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: bytes, Max: bytes})
+	limit := used + checkMemory + 4*uint64(st.Size()) //nolint:gosec // a size is never negative
+	return unix.Setrlimit(unix.RLIMIT_DATA, &unix.Rlimit{Cur: limit, Max: limit})
+}
+
+// dataSize is what RLIMIT_DATA counts of this process, in bytes (proc(5), VmData).
+func dataSize() (uint64, error) {
+	b, err := os.ReadFile("/proc/self/status")
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(b)) {
+		if f := strings.Fields(line); len(f) == 3 && f[0] == "VmData:" {
+			kib, err := strconv.ParseUint(f[1], 10, 64)
+			return kib << 10, err
+		}
+	}
+	return 0, errors.New("/proc/self/status has no VmData")
 }
 
 // ByChild returns a function for Config.Check that runs a program with the given
-// arguments and the path added; the program calls CheckMain. The file is bad when the
-// program says so, crashes, or is not done when the context ends.
+// arguments and the path added; the program calls CheckMain with its standard error.
+// The file is bad when the program says so, and when it crashed or was not done at the
+// end of the context while it was reading the file.
 func ByChild(program string, args ...string) func(ctx context.Context, path string) error {
 	return func(ctx context.Context, path string) error {
 		var said head
@@ -211,21 +240,39 @@ func ByChild(program string, args ...string) func(ctx context.Context, path stri
 		cmd.Env = []string{"GOTRACEBACK=single"} // the agent's own environment holds secrets
 		cmd.Stderr = &said
 		err := cmd.Run()
+		if err == nil {
+			return nil
+		}
+		text, began := strings.CutPrefix(string(said.b), checking)
+		text = oneLine(text)
 		var exit *exec.ExitError
 		switch {
-		case err == nil:
-			return nil
-		case ctx.Err() != nil && errors.Is(context.Cause(ctx), context.DeadlineExceeded):
-			return fmt.Errorf("%w: its check did not end in time", ErrBad)
 		case !errors.As(err, &exit):
 			return fmt.Errorf("run the check of the state database: %w", err)
+		case began && errors.Is(ctx.Err(), context.DeadlineExceeded):
+			return fmt.Errorf("%w: its check did not end in time", ErrBad)
+		case began && condemns(exit.Sys().(syscall.WaitStatus)):
+			return fmt.Errorf("%w: %s (%w)", ErrBad, text, err)
+		default:
+			return fmt.Errorf("the state database could not be checked: %w: %s", err, text)
 		}
-		status := exit.Sys().(syscall.WaitStatus)
-		if status.ExitStatus() == exitUnknown || status.Signal() == syscall.SIGKILL || status.Signal() == syscall.SIGTERM {
-			return fmt.Errorf("the state database could not be checked: %w: %s", err, said.line())
-		}
-		return fmt.Errorf("%w: %s (%w)", ErrBad, said.line(), err)
 	}
+}
+
+// condemns reports whether a check that had begun and ended so means a bad file. To be
+// killed or told to end by someone else means nothing.
+func condemns(s syscall.WaitStatus) bool {
+	if s.Signaled() {
+		return s.Signal() != syscall.SIGKILL && s.Signal() != syscall.SIGTERM && s.Signal() != syscall.SIGINT
+	}
+	return s.ExitStatus() != exitUnknown
+}
+
+// oneLine shortens what a child said; a crash is followed by its stacks.
+func oneLine(s string) string {
+	s = strings.TrimPrefix(strings.TrimSpace(s), ErrBad.Error()+": ")
+	s, _, _ = strings.Cut(s, "\ngoroutine ")
+	return strings.Join(strings.Fields(s), " ")
 }
 
 // head keeps the first bytes of what a child wrote; a crash prints its cause first.
@@ -236,13 +283,4 @@ const maxSaid = 512
 func (t *head) Write(p []byte) (int, error) {
 	t.b = append(t.b, p[:min(len(p), maxSaid-len(t.b))]...)
 	return len(p), nil
-}
-
-func (t *head) line() string {
-	s := strings.TrimSpace(string(t.b))
-	s = strings.TrimPrefix(s, ErrBad.Error()+": ")
-	if i := strings.Index(s, "\ngoroutine "); i >= 0 {
-		s = s[:i]
-	}
-	return strings.Join(strings.Fields(s), " ")
 }

@@ -105,14 +105,14 @@ func (db *DB) commitGroup(group []*request) {
 			for _, fn := range w.onCommit {
 				fn()
 			}
-			db.trouble(nil)
-			answer(group, nil)
 			if w.appended {
 				select {
 				case db.changed <- struct{}{}:
 				default: // the reader has not taken the last one yet
 				}
 			}
+			db.trouble(nil)
+			answer(group, nil)
 			return
 		case bad >= 0:
 			answer(group[bad:bad+1], classed(err))

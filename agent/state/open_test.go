@@ -327,7 +327,9 @@ func TestRefusedFilesAreNotTouched(t *testing.T) {
 	}{
 		{"newer schema", newer, Config{Check: childCheck}, "has schema 2 and this program knows 1: install the newer version"},
 		{"check cannot run", nil, Config{Check: ByChild("/nonexistent/agent")}, "run the check"},
-		{"check is killed", nil, Config{Check: ByChild("/bin/sh", "-c", "kill -9 $$")}, "could not be checked"},
+		{"check is killed", nil, Config{Check: ByChild("/bin/sh", "-c", "echo checking the state database >&2; kill -9 $$")}, "could not be checked"},
+		{"check is called wrongly", nil, Config{Check: ByChild("/bin/sh", "-c", "echo usage >&2; exit 1")}, "could not be checked: exit status 1: usage"},
+		{"check does not begin", nil, Config{Check: ByChild("/bin/sh", "-c", "exec sleep 60"), CheckTimeout: 50 * time.Millisecond}, "could not be checked"},
 		{"wrong owner", func(t *testing.T, path string) {
 			if os.Geteuid() != 0 {
 				skipOrFail(t, "changing the owner of a file needs root")
@@ -409,7 +411,7 @@ func TestSecondAgentWaitsForTheFirstToEnd(t *testing.T) {
 
 func TestCheckThatDoesNotEndCondemns(t *testing.T) {
 	dir, _ := filled(t, 1)
-	db, err := Open(t.Context(), Config{Dir: dir, Check: ByChild("/bin/sh", "-c", "exec sleep 60"), CheckTimeout: 50 * time.Millisecond})
+	db, err := Open(t.Context(), Config{Dir: dir, Check: ByChild("/bin/sh", "-c", "echo checking the state database >&2; exec sleep 60"), CheckTimeout: 50 * time.Millisecond})
 	if err != nil {
 		t.Fatal(err)
 	}
