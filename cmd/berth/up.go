@@ -37,6 +37,7 @@ that answers on its port. What runs already is left as it is.`,
 			if err := a.completeOptions(&o, noSample); err != nil {
 				return err
 			}
+			logs := a.system.LogEnds()
 			r, err := a.system.Up(c.Context(), o)
 			if err != nil {
 				return err
@@ -46,7 +47,7 @@ that answers on its port. What runs already is left as it is.`,
 			}
 			a.summary(r, foreground)
 			if foreground {
-				return a.foreground(c.Context())
+				return a.foreground(c.Context(), logs)
 			}
 			return nil
 		},
@@ -133,9 +134,9 @@ func (a *app) summary(r *system.Report, foreground bool) {
 }
 
 // foreground shows the logs until ctx ends or a program does, and then stops all.
-func (a *app) foreground(ctx context.Context) error {
-	ended := a.system.Follow(ctx)
-	if ctx.Err() == nil {
+func (a *app) foreground(ctx context.Context, logs map[string]int64) error {
+	ended := a.system.Follow(ctx, logs)
+	if ended != nil {
 		a.screen.Note("%s", a.screen.Colour(screen.Bad, ended.Error()))
 	}
 	ctx = context.WithoutCancel(ctx) // a second Ctrl-C is not waited for

@@ -12,6 +12,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -28,6 +29,8 @@ type newcomer struct {
 	t    *testing.T
 	bin  string
 	root string
+
+	containerd string // socket; empty is Berth's own
 }
 
 // programs builds what "make build" builds, and the examples where they belong.
@@ -102,8 +105,12 @@ type upReport struct {
 
 func (n *newcomer) up() upReport {
 	n.t.Helper()
+	containerd := n.containerd
+	if containerd == "" {
+		containerd = "private"
+	}
 	var r upReport
-	if err := json.Unmarshal([]byte(n.berth(0, "up", "--json", "--containerd", "private")), &r); err != nil {
+	if err := json.Unmarshal([]byte(n.berth(0, "up", "--json", "--containerd", containerd)), &r); err != nil {
 		n.t.Fatal(err)
 	}
 	return r
@@ -127,6 +134,13 @@ func (n *newcomer) kill(program string) {
 	if err := syscall.Kill(n.pid(program), syscall.SIGKILL); err != nil {
 		n.t.Fatal(err)
 	}
+	system.Until(n.t, 10*time.Second, program+" is seen to be gone", func() error {
+		out := n.berth(3, "status")
+		if !strings.Contains(out, "the "+program+" does not run") {
+			return errors.New(out)
+		}
+		return nil
+	})
 }
 
 func get(t *testing.T, url string) string {
@@ -153,8 +167,15 @@ func mustHold(t *testing.T, what, text string, parts ...string) {
 	}
 }
 
-func TestUpAndDown(t *testing.T) {
-	n := &newcomer{t: t, bin: programs(t), root: host.ShortDir(t)}
+func TestNewcomer(t *testing.T) {
+	bin := programs(t)
+	t.Run("up and down", func(t *testing.T) { upAndDown(t, bin) })
+	t.Run("foreground ends with everything", func(t *testing.T) { foreground(t, bin) })
+	t.Run("a containerd of the host's own is used and left running", func(t *testing.T) { hostsContainerd(t, bin) })
+}
+
+func upAndDown(t *testing.T, bin string) {
+	n := &newcomer{t: t, bin: bin, root: host.ShortDir(t)}
 	t.Cleanup(func() { exec.Command(filepath.Join(n.bin, "berth"), "--root", n.root, "down").Run() }) //nolint:errcheck // after a failure only
 	before := n.take()
 	leavesNothing := func(tasks ...string) {
@@ -188,13 +209,6 @@ func TestUpAndDown(t *testing.T) {
 	t.Run("killed programs", func(t *testing.T) {
 		for _, program := range []string{"agent", "cluster", "containerd"} {
 			n.kill(program)
-			system.Until(t, 10*time.Second, program+" is seen to be gone", func() error {
-				out := n.berth(3, "status")
-				if !strings.Contains(out, "the "+program+" does not run") {
-					return errors.New(out)
-				}
-				return nil
-			})
 			if again := n.up(); again != first {
 				t.Errorf("up after %s was killed: %+v, before %+v", program, again, first)
 			}
@@ -215,6 +229,76 @@ func TestUpAndDown(t *testing.T) {
 	if _, err := os.Stat(filepath.Join(n.root, "var", "lib", "berth", "cluster")); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("--purge left data: %v", err)
 	}
+}
+
+// foreground is the same system with its logs, until Ctrl-C.
+func foreground(t *testing.T, bin string) {
+	n := &newcomer{t: t, bin: bin, root: host.ShortDir(t)}
+	before := n.take()
+	var out synced
+	cmd := exec.Command(filepath.Join(n.bin, "berth"), "--root", n.root, "up", "--foreground", "--containerd", "private")
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { exec.Command(filepath.Join(n.bin, "berth"), "--root", n.root, "down").Run() }) //nolint:errcheck // after a failure only
+	system.Until(t, 60*time.Second, "it is up and shows its logs", func() error {
+		if text := out.String(); !strings.Contains(text, "containerd | ") || !strings.Contains(text, "cluster    | ") || !strings.Contains(text, "agent      | ") {
+			return errors.New(text)
+		}
+		return nil
+	})
+	if err := cmd.Process.Signal(os.Interrupt); err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Wait(); err != nil {
+		t.Errorf("after Ctrl-C: %v\n%s", err, out.String())
+	}
+	mustHold(t, "its end", out.String(), "Ctrl-C stops everything", "Berth is down")
+	if lines := world.Diff(before, n.take()); len(lines) > 0 {
+		t.Errorf("left:\n%s", strings.Join(lines, "\n"))
+	}
+}
+
+// synced is a buffer that is written and read at the same time.
+type synced struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *synced) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *synced) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+// hostsContainerd is with Debian's containerd 1.6.
+func hostsContainerd(t *testing.T, bin string) {
+	cd := system.StartContainerd(t, system.Containerd1, host.ShortDir(t), bin)
+	n := &newcomer{t: t, bin: bin, root: host.ShortDir(t), containerd: cd.Address}
+	t.Cleanup(func() { exec.Command(filepath.Join(n.bin, "berth"), "--root", n.root, "down", "--purge").Run() }) //nolint:errcheck // after a failure only
+	before := n.take()
+	r := n.up()
+	mustHold(t, "the sample", get(t, r.Sample), "Hello from my-task")
+	mustHold(t, "status", n.berth(0, "status"), "1.6.", "(the host's own)")
+	mustHold(t, "down", n.berth(0, "down", "--purge"), "agent, cluster stopped")
+	if lines := world.Diff(before, n.take()); len(lines) > 0 {
+		t.Errorf("down left:\n%s", strings.Join(lines, "\n"))
+	}
+	sets, err := world.Namespace{Address: cd.Address, Name: "berth"}.List(t.Context())
+	if err != nil {
+		t.Fatalf("containerd after down: %v", err)
+	}
+	for set, items := range sets {
+		t.Errorf("down --purge left %s: %q", set, items)
+	}
+	mustHold(t, "up with no containerd there", n.berth(1, "up", "--containerd", filepath.Join(n.root, "none.sock")), "does not answer", "leave --containerd")
 }
 
 func verbs(t *testing.T, n *newcomer) {

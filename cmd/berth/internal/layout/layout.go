@@ -4,6 +4,8 @@
 package layout
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -78,6 +80,17 @@ func (l Layout) ContainerdState() string { return l.Run("containerd") }
 
 // ContainerdSocket is the private containerd's socket.
 func (l Layout) ContainerdSocket() string { return l.Run("containerd", "containerd.sock") }
+
+// Cgroup is the name of the cgroup of all tasks (BERTH_CGROUP): "" for the default on a
+// host's own system, and another for each system below a root, because an agent
+// removes every cgroup there that is not its own.
+func (l Layout) Cgroup() string {
+	if l.Root == "" {
+		return ""
+	}
+	sum := sha256.Sum256([]byte(l.Root))
+	return "berth" + hex.EncodeToString(sum[:4])
+}
 
 // System is what "berth up" decided, kept in the run directory for the verbs that
 // come after it.

@@ -28,6 +28,13 @@ func TestLayoutKeepsEverythingBelowItsRoot(t *testing.T) {
 	}
 }
 
+func TestEverySystemHasACgroupOfItsOwn(t *testing.T) {
+	one, two := Layout{Root: "/srv/one"}, Layout{Root: "/srv/two"}
+	if (Layout{}).Cgroup() != "" || one.Cgroup() == "" || one.Cgroup() == two.Cgroup() {
+		t.Errorf("cgroups %q, %q, %q", Layout{}.Cgroup(), one.Cgroup(), two.Cgroup())
+	}
+}
+
 func TestLongestAllowedRootKeepsSocketsBindable(t *testing.T) {
 	l, err := New("/" + strings.Repeat("d", maxRoot-1))
 	if err != nil {

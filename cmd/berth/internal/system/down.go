@@ -159,7 +159,7 @@ func (s *System) stopTasks(ctx context.Context, ids []string) (int, error) {
 
 // cleared reports whether the agent has cleared away everything that tasks needed.
 func (s *System) cleared(ids []string) bool {
-	dirs, err := cgroupDirs()
+	dirs, err := s.cgroupDirs()
 	if err != nil {
 		return false
 	}

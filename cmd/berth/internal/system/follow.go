@@ -14,9 +14,21 @@ import (
 	"berth.dev/berth/cmd/berth/internal/screen"
 )
 
-// Follow shows what the background programs log from now on, each line behind the
-// name of its program, until ctx ends, which is no error, or one of the programs does.
-func (s *System) Follow(ctx context.Context) error {
+// LogEnds are the sizes of the logs, as they are now.
+func (s *System) LogEnds() map[string]int64 {
+	ends := map[string]int64{}
+	for _, name := range []string{Containerd, Cluster, Agent} {
+		if info, err := os.Stat(s.Program(name).LogFile); err == nil { // else it has none yet
+			ends[name] = info.Size()
+		}
+	}
+	return ends
+}
+
+// Follow shows what the background programs have logged since the logs ended at from,
+// each line behind the name of its program, until ctx ends, which is no error, or one
+// of the programs does.
+func (s *System) Follow(ctx context.Context, from map[string]int64) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	var all sync.WaitGroup
@@ -30,7 +42,7 @@ func (s *System) Follow(ctx context.Context) error {
 		}
 		prefix := s.Screen.Colour(colour, fmt.Sprintf("%-10s |", name))
 		all.Go(func() {
-			err := s.followOne(ctx, name, prefix)
+			err := s.followOne(ctx, name, prefix, from[name])
 			if err != nil {
 				once.Do(func() { ended = err })
 			}
@@ -42,15 +54,15 @@ func (s *System) Follow(ctx context.Context) error {
 	return ended
 }
 
-// followOne shows one log.
-func (s *System) followOne(ctx context.Context, name, prefix string) error {
+// followOne shows one log from an offset on.
+func (s *System) followOne(ctx context.Context, name, prefix string, from int64) error {
 	p := s.Program(name)
 	f, err := os.Open(p.LogFile)
 	if err != nil {
 		return err
 	}
 	defer f.Close()
-	if _, err := f.Seek(0, io.SeekEnd); err != nil {
+	if _, err := f.Seek(from, io.SeekStart); err != nil {
 		return err
 	}
 	tick := time.NewTicker(100 * time.Millisecond)

@@ -20,9 +20,14 @@ import (
 	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
 )
 
-// cgroupRoots are the cgroups that those of all tasks lie in: of version 1 and of
+// cgroupRoots are the cgroups that those of all tasks lie in, with version 1 and with
 // version 2 (agent/resource).
-var cgroupRoots = []string{"ecs", "ecstasks.slice"}
+func (s *System) cgroupRoots() []string {
+	if name := s.Layout.Cgroup(); name != "" {
+		return []string{name, name + ".slice"}
+	}
+	return []string{"ecs", "ecstasks.slice"}
+}
 
 // networkDir is where the agent keeps what its networks consist of.
 func (s *System) networkDir() string { return s.Layout.Run("network") }
@@ -60,7 +65,7 @@ func (s *System) teardown(ctx context.Context, tasks []string) error {
 			errs = append(errs, n.TeardownHost(ctx), n.Close())
 		}
 	}
-	roots, err := cgroupDirs()
+	roots, err := s.cgroupDirs()
 	if err != nil {
 		return errors.Join(append(errs, err)...)
 	}
@@ -90,14 +95,14 @@ func (s *System) taskIDs() ([]string, error) {
 }
 
 // cgroupDirs are the parents of tasks' cgroups that exist, in all hierarchies.
-func cgroupDirs() ([]string, error) {
+func (s *System) cgroupDirs() ([]string, error) {
 	mounts, err := mountinfo.GetMounts(mountinfo.FSTypeFilter("cgroup", "cgroup2"))
 	if err != nil {
 		return nil, err
 	}
 	var dirs []string
 	for _, m := range mounts {
-		for _, root := range cgroupRoots {
+		for _, root := range s.cgroupRoots() {
 			dir := filepath.Join(m.Mountpoint, root)
 			if _, err := os.Stat(dir); err == nil && !slices.Contains(dirs, dir) {
 				dirs = append(dirs, dir)
@@ -116,7 +121,8 @@ func cgroupsOf(dir string, tasks []string) []string {
 		return nil // gone since
 	}
 	for _, e := range entries {
-		id := strings.TrimSuffix(strings.TrimPrefix(e.Name(), "ecstasks-"), ".slice")
+		id := strings.TrimSuffix(e.Name(), ".slice") // of version 2, with the parent's name before it
+		id = id[strings.LastIndexByte(id, '-')+1:]
 		if e.IsDir() && slices.Contains(tasks, id) {
 			found = append(found, filepath.Join(dir, e.Name()))
 		}
@@ -187,7 +193,7 @@ func (s *System) leftovers(tasks []string) []string {
 			}
 		}
 	}
-	dirs, err := cgroupDirs()
+	dirs, err := s.cgroupDirs()
 	if err != nil {
 		add("cgroups: %v", err)
 	}

@@ -311,6 +311,7 @@ func (s *System) agentEnv(o Options, now layout.System, api *operator.Client) []
 		"BERTH_LOG_DIR=" + s.Layout.Log(),
 		"BERTH_DEBUG_SOCKET=" + s.Layout.AgentSocket(),
 		"BERTH_CONTAINERD_ADDRESS=" + now.Containerd,
+		"BERTH_CGROUP=" + s.Layout.Cgroup(),
 	}
 }
 
