@@ -259,7 +259,6 @@ func (a *API) orphan(t *store.Task) {
 	stopped(&t.Task, nil, "", now)
 	t.Task.LastStatus = aws.String(statusStopped)
 	t.Task.Version++
-	t.DesiredSeq++
 }
 
 // DiscoverPollEndpoint tells an agent where its two websockets are. Agents add "/ws" and

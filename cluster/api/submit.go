@@ -83,9 +83,6 @@ func (a *API) changeTask(ctx context.Context, clusterName *string, ref string, f
 		if str(t.Task.LastStatus) == statusStopped && str(old.Task.LastStatus) != statusStopped {
 			release(tx, &t)
 		}
-		if str(t.Task.DesiredStatus) != str(old.Task.DesiredStatus) {
-			t.DesiredSeq++
-		}
 		store.Put(tx, store.Tasks, key, &t)
 		return nil
 	}})

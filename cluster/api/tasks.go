@@ -61,7 +61,6 @@ func (a *API) StopTask(ctx context.Context, in *ecs.StopTaskInput) (*ecs.StopTas
 // stop sets the desired status of a task that the caller owns.
 func (a *API) stop(t *store.Task, code types.TaskStopCode, reason string) {
 	now := a.now()
-	t.DesiredSeq++
 	t.Task.DesiredStatus = aws.String(statusStopped)
 	t.Task.StopCode, t.Task.StoppedReason, t.Task.StoppingAt = code, aws.String(reason), &now
 	t.Task.Version++

@@ -22,21 +22,19 @@ var (
 	Allocations = newTable[Allocation](4, "allocations")
 	// Tasks is keyed by Key(cluster name, task id).
 	Tasks = newTable[Task](5, "tasks")
-	// Outbox is keyed by Key(instance id, sequence number in 20 digits).
-	Outbox = newTable[Message](6, "outbox")
 	// Keys is keyed by access key id.
-	Keys = newTable[AccessKey](7, "keys")
+	Keys = newTable[AccessKey](6, "keys")
 	// ClientTokens is keyed by Key(operation, cluster name, token).
-	ClientTokens = newTable[ClientToken](8, "tokens")
+	ClientTokens = newTable[ClientToken](7, "tokens")
 	// Settings is keyed by Key(setting name, principal); the principal of
 	// an account-wide default is "root".
-	Settings = newTable[Setting](9, "settings")
+	Settings = newTable[Setting](8, "settings")
 	// Meta is keyed by the name of the value.
-	Meta = newTable[Value](10, "meta")
+	Meta = newTable[Value](9, "meta")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
-		Allocations.table, Tasks.table, Outbox.table, Keys.table,
+		Allocations.table, Tasks.table, Keys.table,
 		ClientTokens.table, Settings.table, Meta.table,
 	}
 )

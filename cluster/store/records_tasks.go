@@ -1,7 +1,6 @@
 package store
 
 import (
-	"encoding/json"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
@@ -38,8 +37,6 @@ type Task struct {
 	ClusterName string
 	ID          string
 	InstanceID  string
-	// DesiredSeq rises with each change of the desired status.
-	DesiredSeq int64
 	// Held is what the task takes from its instance until it stops.
 	Held Held
 }
@@ -49,16 +46,6 @@ type Held struct {
 	CPU, Memory int64 // units as in Allocation
 	TCP, UDP    []int32
 	GPUs        []string
-}
-
-// A Message is one unacknowledged message of an instance's queue.
-type Message struct {
-	InstanceID string
-	Seq        int64
-	MessageID  string
-	Type       string
-	Body       json.RawMessage
-	CreatedAt  time.Time
 }
 
 // A ClientToken remembers the answer of an idempotent call.

@@ -274,13 +274,13 @@ func TestRestartKeepsEverything(t *testing.T) {
 			TaskArn: aws.String("arn"), CreatedAt: &now, LastStatus: aws.String("RUNNING"), Version: 3,
 			Containers: []types.Container{{Name: aws.String("web"), ExitCode: aws.Int32(0)}},
 		},
-		ClusterName: "default", ID: "1", InstanceID: "i", DesiredSeq: 7,
+		ClusterName: "default", ID: "1", InstanceID: "i",
 	}
 	s := open(t, dir)
 	if err := s.Update(t.Context(), func(tx *Tx) error {
 		Put(tx, Tasks, Key("default", "1"), want)
 		for i := range 100 {
-			Put(tx, Outbox, Key("i", fmt.Sprintf("%020d", i)), &Message{InstanceID: "i", Seq: int64(i), Body: []byte(`{"a":1}`)})
+			Put(tx, ClientTokens, Key("i", fmt.Sprintf("%020d", i)), &ClientToken{Digest: fmt.Sprint(i)})
 		}
 		return nil
 	}); err != nil {
@@ -301,16 +301,16 @@ func TestRestartKeepsEverything(t *testing.T) {
 		if d := cmp.Diff(want, got, cmpopts.IgnoreUnexported(types.Task{}, types.Container{})); d != "" {
 			t.Error(d)
 		}
-		seq := int64(0)
-		Scan(r, Outbox, Prefix("i"), func(_ string, m *Message) bool {
-			if m.Seq != seq || string(m.Body) != `{"a":1}` {
-				t.Errorf("message %d is %d %s", seq, m.Seq, m.Body)
+		seq := 0
+		Scan(r, ClientTokens, Prefix("i"), func(_ string, c *ClientToken) bool {
+			if c.Digest != fmt.Sprint(seq) {
+				t.Errorf("record %d is %s", seq, c.Digest)
 			}
 			seq++
 			return true
 		})
 		if seq != 100 {
-			t.Errorf("%d messages", seq)
+			t.Errorf("%d records", seq)
 		}
 		n := 0
 		Lookup(r, TasksByInstance, "i", func(string, *Task) bool { n++; return true })
@@ -525,7 +525,7 @@ func TestRecordsAreWhole(t *testing.T) {
 	// Unions of API features that the cluster does not offer.
 	known := []string{"Container.GpuSharingStrategy", "ResourceRequirement.SharingStrategy"}
 	for _, def := range []any{
-		Cluster{}, Family{}, TaskDefinition{}, Instance{}, Allocation{}, Task{}, Message{},
+		Cluster{}, Family{}, TaskDefinition{}, Instance{}, Allocation{}, Task{},
 		AccessKey{}, ClientToken{}, Setting{}, Value{},
 	} {
 		for _, f := range awsjson.Skipped(reflect.TypeOf(def)) {
