@@ -15,7 +15,8 @@ BIN ?= bin
 
 # containerd is built without what Berth does not use of it.
 TAGS := no_cri no_btrfs no_zfs no_devmapper no_tracing
-GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION) -X main.hash=$(HASH)'
+CONTAINERD = $(shell awk '$$1 == "github.com/containerd/containerd/v2" {print substr($$2, 2); exit}' go.mod)
+GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION) -X main.hash=$(HASH) -X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD)'
 PROGRAMS := ./cmd/... ./cni-plugins/... github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2
 
 # Packages whose tests use a real host (as root) rather than only themselves.
