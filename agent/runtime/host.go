@@ -25,7 +25,15 @@ func describeHost(cgs cgroups) (spec.Host, error) {
 	}
 	h.Capabilities = caps
 	h.SwapLimit = cgs.swapLimit()
+	h.NoX32 = runtime.GOARCH == "amd64" && !hasX32()
 	return h, nil
+}
+
+// hasX32 asks the kernel for getpid(2) by its x32 number.
+func hasX32() bool {
+	const x32Bit, getpid = 0x40000000, 39
+	_, _, errno := unix.RawSyscall(x32Bit|getpid, 0, 0, 0)
+	return errno != unix.ENOSYS
 }
 
 // capabilityNames by number (linux/capability.h).

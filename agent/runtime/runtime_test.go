@@ -38,6 +38,7 @@ type node struct {
 	daemon *containerdtest.Daemon
 	cfg    runtime.Config
 	set    *runtime.Containers
+	parent string // cgroup of all tasks; "" gives each its own
 }
 
 func start(t testing.TB, kind containerdtest.Kind, edit func(*runtime.Config)) *node {
@@ -96,8 +97,12 @@ func load(t testing.TB, n *node) {
 // deps are the records that a container of t builds on: its image and a cgroup.
 func (n *node) deps(t testing.TB, tk *task.Task) engine.Deps {
 	t.Helper()
+	parent := n.parent
+	if parent == "" {
+		parent = "/berthtest/" + tk.ID()
+	}
 	records := map[task.ResourceID]task.Record{
-		{Kind: task.KindCgroup, Name: "task"}: {Handle: task.Handle(fmt.Sprintf(`{"parent":"/berthtest/%s"}`, tk.ID()))},
+		{Kind: task.KindCgroup, Name: "task"}: {Handle: task.Handle(fmt.Sprintf(`{"parent":%q}`, parent))},
 	}
 	for _, c := range tk.Containers {
 		img, err := n.LocalImage(context.Background(), c.Image)

@@ -236,7 +236,7 @@ func parseSecurity(in Input, caps []string) (security, error) {
 		return s, nil
 	}
 	if confined {
-		p, err := Seccomp(in.Host.Arch, caps)
+		p, err := Seccomp(in.Host, caps)
 		if err != nil {
 			return s, fmt.Errorf("seccomp: %w", err)
 		}

@@ -38,8 +38,9 @@ var seccompArches = map[string][]specs.Arch{
 }
 
 // Seccomp is the default profile for a container with the given bounding capabilities
-// on the given architecture (amd64 or arm64).
-func Seccomp(arch string, capabilities []string) (*specs.LinuxSeccomp, error) {
+// on the given host (amd64 or arm64).
+func Seccomp(host Host, capabilities []string) (*specs.LinuxSeccomp, error) {
+	arch := host.Arch
 	rules, err := parseSeccomp()
 	if err != nil {
 		return nil, fmt.Errorf("built-in seccomp profile: %w", err)
@@ -48,7 +49,11 @@ func Seccomp(arch string, capabilities []string) (*specs.LinuxSeccomp, error) {
 	if !ok {
 		return nil, fmt.Errorf("no seccomp profile for architecture %q", arch)
 	}
-	s := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: slices.Clone(arches)}
+	arches = slices.Clone(arches)
+	if host.NoX32 {
+		arches = slices.DeleteFunc(arches, func(a specs.Arch) bool { return a == specs.ArchX32 })
+	}
+	s := &specs.LinuxSeccomp{DefaultAction: specs.ActErrno, Architectures: arches}
 	for _, r := range rules {
 		if len(r.Arches) > 0 && !slices.Contains(r.Arches, arch) ||
 			r.Capability != "" && !slices.Contains(capabilities, r.Capability) ||
