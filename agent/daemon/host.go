@@ -30,6 +30,7 @@ type hostSide struct {
 	images  *image.Images
 	network *netns.Network
 	cgroups *resource.Cgroup
+	log     *slog.Logger
 }
 
 // containerdAddress is the socket that is configured, or the first that is there.
@@ -58,7 +59,7 @@ func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSid
 	if err != nil {
 		return nil, config.Terminal(err)
 	}
-	h := &hostSide{}
+	h := &hostSide{log: log}
 	h.client, err = runtime.Open(ctx, runtime.Config{
 		Address: address, Namespace: c.Berth.Namespace,
 		StateDir: c.Berth.RunDir, LogDir: filepath.Join(c.Berth.LogDir, "tasks"), LoggerPath: logger,
@@ -108,7 +109,7 @@ func (h *hostSide) prepare(ctx context.Context) error {
 }
 
 func (h *hostSide) resources() []engine.Resource {
-	return []engine.Resource{h.client.Containers(), h.images, h.network, h.cgroups}
+	return []engine.Resource{h.client.Containers(), h.network, h.cgroups, h.images}
 }
 
 func (h *hostSide) close() error {
@@ -122,24 +123,8 @@ func (h *hostSide) close() error {
 // teardown removes everything of the agent's from the host. Tasks that still run are
 // ended.
 func (h *hostSide) teardown(ctx context.Context) error {
-	var errs []error
-	for _, r := range h.resources() {
-		s, ok := r.(engine.Sweeper)
-		if !ok {
-			continue
-		}
-		owned, err := s.Owned(ctx)
-		if err != nil {
-			errs = append(errs, fmt.Errorf("list %ss: %w", r.Kind(), err))
-			continue
-		}
-		for _, o := range owned {
-			if err := s.Sweep(ctx, o); err != nil {
-				errs = append(errs, fmt.Errorf("remove %s of task %s: %w", o.Resource, o.TaskID, err))
-			}
-		}
-	}
-	return errors.Join(append(errs, h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))...)
+	_, err := engine.Sweep(ctx, h.resources(), func(string) bool { return false }, h.log)
+	return errors.Join(err, h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))
 }
 
 // loggerPath finds the program that writes the containers' output.

@@ -232,28 +232,51 @@ func (e *Engine) View(arn string) (View, bool) {
 
 // Sweep removes what adapters own on the host for tasks that are not known.
 func (e *Engine) Sweep(ctx context.Context) (removed int, err error) {
+	adapters := []Resource{e.kinds[task.KindContainer], e.kinds[task.KindNetwork], e.kinds[task.KindCgroup]}
+	return Sweep(ctx, adapters, func(taskID string) bool { return e.byID(taskID) != nil }, e.log)
+}
+
+// Sweep removes what the adapters own on the host, kind by kind in the order given,
+// except what belongs to a task to keep. Things of one kind may hold each other up, as
+// containers that share a shim do; so it goes round for as long as that helps.
+func Sweep(ctx context.Context, adapters []Resource, keep func(taskID string) bool, log *slog.Logger) (removed int, err error) {
 	var errs []error
-	for kind, r := range e.kinds {
+	for _, r := range adapters {
 		s, ok := r.(Sweeper)
 		if !ok {
 			continue
 		}
-		owned, err := s.Owned(ctx)
+		n, err := sweepKind(ctx, s, keep, log)
+		removed += n
 		if err != nil {
-			errs = append(errs, fmt.Errorf("list owned %ss: %w", kind, err))
-			continue
-		}
-		for _, o := range owned {
-			if e.byID(o.TaskID) != nil {
-				continue
-			}
-			if err := errors.Join(fail.Point(fail.SweepBeforeRemove), s.Sweep(ctx, o)); err != nil {
-				errs = append(errs, fmt.Errorf("sweep %s of task %s: %w", o.Resource, o.TaskID, err))
-				continue
-			}
-			removed++
-			e.log.Info("swept", "task", o.TaskID, "kind", kind, "container", o.Resource.Name)
+			errs = append(errs, fmt.Errorf("sweep %ss: %w", r.Kind(), err))
 		}
 	}
 	return removed, errors.Join(errs...)
+}
+
+func sweepKind(ctx context.Context, s Sweeper, keep func(taskID string) bool, log *slog.Logger) (removed int, err error) {
+	for {
+		owned, err := s.Owned(ctx)
+		if err != nil {
+			return removed, err
+		}
+		progress := false
+		var errs []error
+		for _, o := range owned {
+			if keep(o.TaskID) {
+				continue
+			}
+			if err := errors.Join(fail.Point(fail.SweepBeforeRemove), s.Sweep(ctx, o)); err != nil {
+				errs = append(errs, fmt.Errorf("%s of task %s: %w", o.Resource, o.TaskID, err))
+				continue
+			}
+			progress = true
+			removed++
+			log.Info("swept", "task", o.TaskID, "kind", o.Resource.Kind, "container", o.Resource.Name)
+		}
+		if len(errs) == 0 || !progress {
+			return removed, errors.Join(errs...)
+		}
+	}
 }
