@@ -77,7 +77,7 @@ bench: build ## the figures of Berth beside those of the bare containerd client
 	@$(GO) test -tags '$(TAGS)' -run '^$$' -bench . -benchtime 1x -timeout 30m ./integ/bench/... ./cluster/sched/...
 
 dist: build ## one archive of the programs in dist/
-	@mkdir -p dist && tar --sort=name --owner=0 --group=0 --numeric-owner -czf dist/berth-$(VERSION)-linux-$$($(GO) env GOARCH).tar.gz LICENSE README.md CHANGELOG.md examples bin
+	@mkdir -p dist && tar --sort=name --owner=0 --group=0 --numeric-owner -czf dist/berth-$(VERSION)-linux-$$($(GO) env GOARCH).tar.gz --exclude=.packed LICENSE README.md CHANGELOG.md SECURITY.md docs examples $(BIN)
 	@ls -l dist
 
 clean: ## remove what was built
