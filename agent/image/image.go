@@ -188,7 +188,10 @@ func (s *Images) mustPull(local runtime.Image, ref string) bool {
 func (s *Images) fetch(ctx context.Context, ref string, auth runtime.Auth, local runtime.Image, have bool) (runtime.Image, error) {
 	mayFallBack := have && (s.cfg.Policy == Default || s.cfg.Policy == PreferCached)
 	r, err := s.resolve(ctx, ref, auth, mayFallBack)
-	if err = errors.Join(err, fail.Point(fail.ImageAfterResolve)); err != nil {
+	if err == nil {
+		err = fail.Point(fail.ImageAfterResolve)
+	}
+	if err != nil {
 		return runtime.Image{}, err
 	}
 	if have && local.Digest == r.Digest && (s.cfg.Policy != Once || local.Pulled) {
@@ -198,7 +201,10 @@ func (s *Images) fetch(ctx context.Context, ref string, auth runtime.Auth, local
 	err = attempts(ctx, pullBackoff, func(ctx context.Context) error {
 		var err error
 		img, err = s.share(ctx, r)
-		return errors.Join(err, fail.Point(fail.ImageAfterPull))
+		if err == nil {
+			err = fail.Point(fail.ImageAfterPull)
+		}
+		return err
 	})
 	return img, err
 }

@@ -304,7 +304,10 @@ func (n *Network) ensureBridged(ctx context.Context, t *task.Task) (*bridge.Atta
 		return nil, err
 	}
 	a, err := n.host.Add(ctx, bridge.Request{Key: attachment(id), Namespace: path, Ports: ports})
-	if err = errors.Join(err, fail.Point(fail.CNIAfterAdd)); err != nil {
+	if err == nil {
+		err = fail.Point(fail.CNIAfterAdd)
+	}
+	if err != nil {
 		return nil, errors.Join(err, eni.RemoveNamespace(path))
 	}
 	return a, nil

@@ -1,6 +1,7 @@
 package runtime
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -56,6 +57,14 @@ type (
 		Resolv       string `json:"resolv"`
 		Hostname     string `json:"hostname"`
 		HostnameFile string `json:"hostnameFile"`
+
+		// Containers has the files of containers with settings of their own.
+		Containers map[string]networkFiles `json:"containers"`
+	}
+	networkFiles struct {
+		Hosts        string `json:"hosts"`
+		Resolv       string `json:"resolv"`
+		HostnameFile string `json:"hostnameFile"`
 	}
 	cgroupHandle struct {
 		Parent string `json:"parent"`
@@ -77,7 +86,10 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	}
 	nctx := s.c.ns(ctx)
 	mounts, err := s.c.prepare(nctx, p)
-	if err = errors.Join(err, failpoint.Point(failpoint.ContainerAfterSnapshot)); err != nil {
+	if err == nil {
+		err = failpoint.Point(failpoint.ContainerAfterSnapshot)
+	}
+	if err != nil {
 		return task.Result{}, classify(err, task.CannotCreateContainer)
 	}
 	p.in.User, err = s.c.identity(ctx, p.image, p.user, p.dir, p.h.ID, mounts)
@@ -94,13 +106,19 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	s.c.track(p.h, t.ID(), name)
 	err = s.c.join(nctx, t, p.h.ID, func(sandbox string, leads bool) error {
 		err := s.c.record(nctx, p, oci, sandbox)
-		if err = errors.Join(err, failpoint.Point(failpoint.ContainerAfterCreate)); err != nil {
+		if err == nil {
+			err = failpoint.Point(failpoint.ContainerAfterCreate)
+		}
+		if err != nil {
 			return classify(err, task.CannotCreateContainer)
 		}
 		kept := make(chan error, 1)
 		go func() { kept <- s.c.keep(nctx, t, name, p.h.ID, leads) }()
 		// A command that does not exist shows here, and is known to users as a failed start.
-		err = classify(errors.Join(s.c.create(nctx, p, mounts), failpoint.Point(failpoint.ProcessAfterCreate)), task.CannotStartContainer)
+		err = classify(s.c.create(nctx, p, mounts), task.CannotStartContainer)
+		if err == nil {
+			err = failpoint.Point(failpoint.ProcessAfterCreate)
+		}
 		if kerr := <-kept; err == nil {
 			return kerr
 		}
@@ -125,6 +143,7 @@ type planned struct {
 	user  string
 	dir   string
 	in    spec.Input
+	log   logLimits
 }
 
 func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engine.Deps) (*planned, error) {
@@ -153,7 +172,7 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	p.in = spec.Input{
 		Task: t, Container: c, Image: image.config, Host: s.c.host, CgroupsPath: p.h.Cgroup, Region: s.c.cfg.Region,
 	}
-	if p.in.Network, err = network(t, d); err != nil {
+	if p.in.Network, err = network(t, name, d); err != nil {
 		return nil, err
 	}
 	if p.in.Volumes, err = hostVolumes(t); err != nil {
@@ -163,6 +182,9 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 		if p.in.Host.Devices, err = hostDevices(); err != nil {
 			return nil, task.Failf(task.Unclassified, task.CannotCreateContainer, "listing the host's devices: %w", err)
 		}
+	}
+	if p.log, err = logLimitsOf(c); err != nil {
+		return nil, err
 	}
 	if p.user = c.Config.User; p.user == "" {
 		p.user = image.config.User
@@ -186,12 +208,14 @@ func dependency(d engine.Deps, id task.ResourceID, v any) error {
 	return nil
 }
 
-func network(t *task.Task, d engine.Deps) (spec.Network, error) {
+func network(t *task.Task, name string, d engine.Deps) (spec.Network, error) {
 	var h networkHandle
 	if err := dependency(d, task.ResourceID{Kind: task.KindNetwork, Name: "task"}, &h); err != nil {
 		return spec.Network{}, err
 	}
 	n := spec.Network{Namespace: h.Path, Hostname: h.Hostname, Hosts: h.Hosts, Resolv: h.Resolv, HostnameFile: h.HostnameFile}
+	own := h.Containers[name]
+	n.Hosts, n.Resolv, n.HostnameFile = cmp.Or(own.Hosts, n.Hosts), cmp.Or(own.Resolv, n.Resolv), cmp.Or(own.HostnameFile, n.HostnameFile)
 	if t.NetworkMode != task.NetworkHost {
 		if n.Namespace == "" {
 			return n, task.Failf(task.Invalid, task.ContainerNetworking, "the task's network namespace was not made")
@@ -311,7 +335,7 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 		Terminal:    p.in.Container.Config.Tty,
 		Options:     typeurl.MarshalProto(c.options),
 	}
-	if c.cfg.LoggerPath != "" {
+	if c.cfg.LoggerPath != "" && p.in.Container.HostConfig.LogConfig.Type != "none" {
 		req.Stdout = c.logURI(p)
 		if !req.Terminal {
 			req.Stderr = req.Stdout
@@ -330,11 +354,11 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 
 func (c *Client) logURI(p *planned) string {
 	q := url.Values{"path": {c.LogPath(p.t.ID(), p.name)}}
-	if c.cfg.LogMaxBytes > 0 {
-		q.Set("max", strconv.FormatInt(c.cfg.LogMaxBytes, 10))
+	if size := cmp.Or(p.log.bytes, c.cfg.LogMaxBytes); size > 0 {
+		q.Set("max", strconv.FormatInt(size, 10))
 	}
-	if c.cfg.LogFiles > 0 {
-		q.Set("files", strconv.Itoa(c.cfg.LogFiles))
+	if files := cmp.Or(p.log.files, c.cfg.LogFiles); files > 0 {
+		q.Set("files", strconv.Itoa(files))
 	}
 	u := url.URL{Scheme: "binary", Path: c.cfg.LoggerPath, RawQuery: q.Encode()}
 	return u.String()

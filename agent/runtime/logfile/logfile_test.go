@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -197,4 +198,37 @@ func FuzzEntry(f *testing.F) {
 			t.Fatalf("%q came back as %q", line, e.Log)
 		}
 	})
+}
+
+func TestNoFileExceedsItsLimitWhateverIsWrittenAtOnce(t *testing.T) {
+	path := filepath.Join(t.TempDir(), Name)
+	w := NewWriter(path, 4096, 4)
+	var lines [][]byte
+	for i := range 500 {
+		lines = append(lines, fmt.Appendf(nil, "%d\n", i))
+	}
+	w.Write(Stdout, time.Unix(0, 0), lines...)
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 5 {
+		st, err := os.Stat(Rotated(path, i))
+		if exists := err == nil; exists != (i < 4) {
+			t.Errorf("file %d: %v", i, err)
+		} else if exists && st.Size() > 4096 {
+			t.Errorf("file %d has %d bytes", i, st.Size())
+		}
+	}
+	next := -1
+	err := Read(t.Context(), path, Options{Tail: -1}, func(e Entry) error {
+		n, err := strconv.Atoi(strings.TrimSpace(e.Log))
+		if next >= 0 && n != next {
+			t.Errorf("line %d after %d", n, next-1)
+		}
+		next = n + 1
+		return err
+	})
+	if err != nil || next != 500 {
+		t.Errorf("read up to %d: %v", next-1, err)
+	}
 }

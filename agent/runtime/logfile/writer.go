@@ -57,26 +57,46 @@ func NewWriter(path string, maxBytes int64, files int) *Writer {
 // Write stores lines, each with its final newline if it has one, as entries of stream
 // with the same time.
 func (w *Writer) Write(stream string, at time.Time, lines ...[]byte) {
-	if len(lines) == 0 {
-		return
-	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	for len(lines) > 0 {
+		lines = lines[w.some(stream, at, lines):]
+	}
+}
+
+// some stores as many lines as one file has room for, at least one, and returns their
+// number.
+func (w *Writer) some(stream string, at time.Time, lines [][]byte) int {
 	start := w.dropped
 	w.buf = w.buf[:0]
 	if w.dropped > 0 {
 		note := "berth-logger: " + strconv.FormatUint(w.dropped, 10) + " lines lost: " + w.reason + "\n"
 		w.buf = appendEntry(w.buf, StreamNote, at, []byte(note))
 	}
-	for _, l := range lines {
-		w.buf = appendEntry(w.buf, stream, at, l)
+	err := w.open()
+	room, n := w.maxBytes-w.size, 0
+	for ; n < len(lines); n++ {
+		mark := len(w.buf)
+		w.buf = appendEntry(w.buf, stream, at, lines[n])
+		if int64(len(w.buf)) <= room {
+			continue
+		}
+		if n > 0 {
+			w.buf = w.buf[:mark]
+			break
+		}
+		room = w.maxBytes // of the next file
 	}
-	if err := w.append(); err != nil {
-		w.dropped = start + uint64(len(lines))
+	if err == nil {
+		err = w.append()
+	}
+	if err != nil {
+		w.dropped = start + uint64(n)
 		w.reason = err.Error()
-		return
+		return n
 	}
 	w.dropped = 0
+	return n
 }
 
 // Dropped is how many entries were lost since the last one that was stored.
@@ -98,11 +118,8 @@ func (w *Writer) Close() error {
 	return err
 }
 
-// append writes w.buf, whole or not at all.
+// append writes w.buf to the open file or the next one, whole or not at all.
 func (w *Writer) append() error {
-	if err := w.open(); err != nil {
-		return err
-	}
 	if w.size > 0 && w.size+int64(len(w.buf)) > w.maxBytes {
 		if err := w.rotate(); err != nil {
 			return err
