@@ -173,6 +173,9 @@ func stopped(t *types.Task, def *types.TaskDefinition, reason string, now time.T
 		if t.ExecutionStoppedAt != nil && t.ExecutionStoppedAt.Before(now) {
 			at = *t.ExecutionStoppedAt
 		}
+		if t.StartedAt != nil && at.Before(*t.StartedAt) {
+			at = *t.StartedAt // it ended before we heard that it had started
+		}
 		t.StoppingAt = &at
 	}
 	if t.StopCode != "" {
