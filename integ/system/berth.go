@@ -26,6 +26,7 @@ import (
 	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/testimage"
+	"berth.dev/berth/integ/world"
 )
 
 // Options says what kind of system a test wants.
@@ -49,6 +50,9 @@ type System struct {
 	Agent      *Process
 	ECS        *ecs.Client     // the operator's
 	Runtime    *runtime.Client // the test's own connection to containerd
+
+	bare world.Snapshot // before the agent was started
+	idle world.Snapshot // with the agent, before any task
 }
 
 // Start starts containerd, cluster and agent, and waits until the agent is connected.
@@ -66,9 +70,11 @@ func Start(t testing.TB, o Options) *System {
 	s.ECS = s.Cluster.Operator
 	s.openRuntime()
 	s.agentKey()
+	s.bare = s.mustWorld(t)
 	s.StartAgent()
 	t.Cleanup(s.end)
 	s.WaitConnected(10 * time.Second)
+	s.idle = s.mustWorld(t)
 	return s
 }
 
@@ -127,6 +133,8 @@ func (s *System) end() {
 	<-cmd.Done()
 	if code := cmd.cmd.ProcessState.ExitCode(); code != 0 {
 		s.t.Errorf("berth-agent teardown: exit code %d:\n%s", code, cmd.Output())
+	} else if err := s.differs(s.bare); err != nil {
+		s.t.Errorf("left on the host after teardown:\n%v", err)
 	}
 }
 
@@ -237,6 +245,13 @@ func (s *System) WaitConnected(limit time.Duration) {
 		}
 		return nil
 	})
+}
+
+// On is the system for a subtest, whose failures are its own.
+func (s *System) On(t testing.TB) *System {
+	on := *s
+	on.t = t
+	return &on
 }
 
 // Register registers a definition given as JSON, as "aws ecs register-task-definition

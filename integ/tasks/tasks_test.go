@@ -1,0 +1,255 @@
+// Package tasks runs real containers by the ECS API and compares what DescribeTasks
+// shows of them, what they print, and what the kernel says of them, with what their
+// definitions promise. Every scenario runs on Debian's containerd and on the one that
+// Berth brings.
+package tasks
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	"github.com/google/go-cmp/cmp"
+
+	"berth.dev/berth/agent/runtime/logfile"
+	"berth.dev/berth/integ/host"
+	"berth.dev/berth/integ/system"
+	"berth.dev/berth/integ/testimage"
+)
+
+func TestMain(m *testing.M) { host.Main(m) }
+
+// lab is a system with what scenarios share.
+type lab struct {
+	*system.System
+	registry *testimage.Registry
+}
+
+func TestTasks(t *testing.T) {
+	bin := system.Programs(t, system.Containerd2) // they serve the other kind as well
+	for _, kind := range []string{system.Containerd1, system.Containerd2} {
+		t.Run(kind, func(t *testing.T) {
+			r := testimage.NewRegistry()
+			t.Cleanup(r.Close)
+			l := &lab{registry: r, System: system.Start(t, system.Options{Containerd: kind, Programs: bin, AgentEnv: []string{
+				"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10s", "ECS_CONTAINER_STOP_TIMEOUT=5s",
+				"BERTH_LOG_FILE_SIZE=4096", "BERTH_LOG_FILES=3",
+				"ECS_DYNAMIC_HOST_PORT_RANGE=40000-40099",
+			}})}
+			t.Run("all", func(t *testing.T) {
+				for _, group := range [][]scenario{processes(), ends(), failures(), limits(), networks(), images(), logs()} {
+					for _, sc := range group {
+						t.Run(strings.ReplaceAll(sc.name, " ", "-"), func(t *testing.T) {
+							t.Parallel()
+							l.play(t, sc)
+						})
+					}
+				}
+			})
+			if !t.Failed() {
+				l.WaitClean(40 * time.Second)
+			}
+		})
+	}
+}
+
+// scenario is one task from its definition to its end.
+type scenario struct {
+	name string
+	// define makes the task definition; its family is filled in.
+	define func(l *lab) *ecs.RegisterTaskDefinitionInput
+	// running is called when the task is RUNNING, and the task is stopped afterwards. With
+	// nil the task has to end by itself.
+	running func(t *testing.T, l *lab, tk types.Task)
+	want    outcome
+	// output is what the container "main" must have printed, one string a line.
+	output []string
+	// ended looks at a task that has stopped.
+	ended func(t *testing.T, l *lab, tk types.Task)
+}
+
+// outcome is what DescribeTasks shows of a stopped task and is the same every time.
+type outcome struct {
+	StopCode   types.TaskStopCode
+	Reason     string
+	Containers []end
+}
+
+type end struct {
+	Name   string
+	Exit   int32 // noExit when there is none
+	Reason string
+}
+
+const noExit = -1
+
+// exited is the outcome of a task whose essential container ended.
+func exited(ends ...end) outcome {
+	return outcome{StopCode: types.TaskStopCodeEssentialContainerExited, Reason: "Essential container in task exited", Containers: ends}
+}
+
+const stopReason = "the scenario is over"
+
+// stopped is the outcome of a task that the scenario stopped.
+func stopped(ends ...end) outcome {
+	return outcome{StopCode: types.TaskStopCodeUserInitiated, Reason: stopReason, Containers: ends}
+}
+
+func (l *lab) outcomeOf(tk types.Task) outcome {
+	// containerd 1.x names the class of an error after its text, and 2.x does not.
+	text := func(s *string) string {
+		t := strings.TrimSuffix(aws.ToString(s), ": unknown")
+		return strings.ReplaceAll(t, l.registry.Host, "REGISTRY")
+	}
+	o := outcome{StopCode: tk.StopCode, Reason: text(tk.StoppedReason)}
+	for _, c := range tk.Containers {
+		e := end{Name: aws.ToString(c.Name), Exit: noExit, Reason: text(c.Reason)}
+		if c.ExitCode != nil {
+			e.Exit = *c.ExitCode
+		}
+		o.Containers = append(o.Containers, e)
+	}
+	return o
+}
+
+// play runs a scenario.
+func (l *lab) play(t *testing.T, sc scenario) {
+	def := sc.define(l)
+	def.Family = aws.String(strings.ReplaceAll(sc.name, " ", "-"))
+	d := l.On(t)
+	arn := d.Run(d.Register(def), 1)[0]
+	t.Cleanup(func() {
+		if t.Failed() { // it must not be left to run into the others' end
+			d.Stop(arn)
+		}
+	})
+	if sc.running != nil {
+		sc.running(t, l, d.Wait("RUNNING", 30*time.Second, arn)[0])
+		if _, err := l.ECS.StopTask(context.Background(), &ecs.StopTaskInput{Task: &arn, Reason: aws.String(stopReason)}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tk := d.Wait("STOPPED", 40*time.Second, arn)[0]
+	if diff := cmp.Diff(sc.want, l.outcomeOf(tk)); diff != "" {
+		t.Errorf("outcome (-want +got):\n%s\n%s\n%s", diff, system.Explain(tk), d.Events(arn))
+	}
+	inOrder(t, tk)
+	if sc.output != nil {
+		l.prints(t, tk, sc.output)
+	}
+	if sc.ended != nil {
+		sc.ended(t, l, tk)
+	}
+}
+
+// inOrder checks the times of a stopped task: those that must be there are, and none is
+// before one that must come earlier.
+func inOrder(t *testing.T, tk types.Task) {
+	t.Helper()
+	var last time.Time
+	for _, at := range []struct {
+		name string
+		time *time.Time
+		must bool
+	}{
+		{"createdAt", tk.CreatedAt, true}, {"pullStartedAt", tk.PullStartedAt, false}, {"pullStoppedAt", tk.PullStoppedAt, false},
+		{"startedAt", tk.StartedAt, false}, {"stoppingAt", tk.StoppingAt, true}, {"stoppedAt", tk.StoppedAt, true},
+	} {
+		switch {
+		case at.time == nil && at.must:
+			t.Errorf("%s is missing", at.name)
+		case at.time != nil && at.time.Before(last):
+			t.Errorf("%s is %v, before %v", at.name, at.time, last)
+		case at.time != nil:
+			last = *at.time
+		}
+	}
+}
+
+// output is what a container printed, line by line.
+func (l *lab) output(t *testing.T, tk types.Task, container string) []string {
+	t.Helper()
+	var lines []string
+	path := l.Runtime.LogPath(taskID(tk), container)
+	err := logfile.Read(context.Background(), path, logfile.Options{Tail: -1}, func(e logfile.Entry) error {
+		lines = append(lines, strings.TrimSuffix(e.Log, "\n"))
+		return nil
+	})
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("log of %s: %v", container, err)
+	}
+	return lines
+}
+
+// prints compares what the container "main" of a stopped task has printed. What writes
+// the log is a program of its own, which may be a moment behind.
+func (l *lab) prints(t *testing.T, tk types.Task, want []string) {
+	t.Helper()
+	system.Until(t, 5*time.Second, "output (-want +got)", func() error {
+		if diff := cmp.Diff(want, l.output(t, tk, "main")); diff != "" {
+			return errors.New(diff + system.Explain(tk))
+		}
+		return nil
+	})
+}
+
+// printed waits until a container of a running task has printed a line.
+func (l *lab) printed(t *testing.T, tk types.Task, container, line string) {
+	t.Helper()
+	system.Until(t, 10*time.Second, container+" prints "+line, func() error {
+		lines := l.output(t, tk, container)
+		for _, have := range lines {
+			if have == line {
+				return nil
+			}
+		}
+		return fmt.Errorf("it printed %q", lines)
+	})
+}
+
+// container is a busybox container named main.
+func container(command ...string) types.ContainerDefinition {
+	return types.ContainerDefinition{Name: aws.String("main"), Image: aws.String("busybox"), Memory: aws.Int32(32), Command: command}
+}
+
+// shell is a container that runs a script.
+func shell(script string) types.ContainerDefinition { return container("sh", "-c", script) }
+
+// named gives a container another name.
+func named(name string, c types.ContainerDefinition) types.ContainerDefinition {
+	c.Name = aws.String(name)
+	return c
+}
+
+// waits is a script that ends with a code when it is asked to.
+func waits(code int) string {
+	return fmt.Sprintf("trap 'exit %d' TERM; echo ready; while :; do sleep 0.05; done", code)
+}
+
+// task is a definition of containers, changed by edit.
+func task(edit func(in *ecs.RegisterTaskDefinitionInput), cs ...types.ContainerDefinition) func(*lab) *ecs.RegisterTaskDefinitionInput {
+	return func(*lab) *ecs.RegisterTaskDefinitionInput {
+		in := &ecs.RegisterTaskDefinitionInput{ContainerDefinitions: cs}
+		if edit != nil {
+			edit(in)
+		}
+		return in
+	}
+}
+
+// with changes a container definition.
+func with(c types.ContainerDefinition, edit func(c *types.ContainerDefinition)) types.ContainerDefinition {
+	edit(&c)
+	return c
+}
+
+// taskID is the last part of a task's ARN.
+func taskID(tk types.Task) string { return filepath.Base(*tk.TaskArn) }
