@@ -3,6 +3,7 @@ package runtime_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"log/slog"
 	"os"
@@ -183,6 +184,24 @@ func (n *node) run(t testing.TB, tk *task.Task, name string) task.Handle {
 	return r.Handle
 }
 
+// ready waits until the probe program says that it handles signals.
+func (n *node) ready(t testing.TB, tk *task.Task, name string) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	err := logfile.Read(ctx, n.LogPath(tk.ID(), name), logfile.Options{Tail: -1, Follow: true}, func(e logfile.Entry) error {
+		if e.Log == "ready\n" {
+			return errReady
+		}
+		return nil
+	})
+	if !errors.Is(err, errReady) {
+		t.Fatalf("container %s does not get ready: %v", name, err)
+	}
+}
+
+var errReady = errors.New("ready")
+
 // ended waits for the container's end.
 func (n *node) ended(t testing.TB, tk *task.Task, name string, h task.Handle) task.Exit {
 	t.Helper()
@@ -235,8 +254,19 @@ func TestSuite(t *testing.T) {
 			}
 		})
 		runtimetest.Suite(t, func(t *testing.T) runtimetest.Harness {
-			return runtimetest.Harness{Runtime: n.set, Image: probeImage, Deps: func(t *testing.T, tk *task.Task) engine.Deps { return n.deps(t, tk) }}
+			return runtimetest.Harness{
+				Runtime: n.set, Image: probeImage,
+				Deps:  func(t *testing.T, tk *task.Task) engine.Deps { return n.deps(t, tk) },
+				Ready: func(t *testing.T, tk *task.Task, name string) { n.ready(t, tk, name) },
+			}
 		})
+		// What is left are the layers of the two images.
+		if err := n.Collect(t.Context()); err != nil {
+			t.Error(err)
+		}
+		if dirs := globs(n.daemon.Dir + "/root/io.containerd.snapshotter.v1.overlayfs/snapshots/*"); len(dirs) != 2 {
+			t.Errorf("snapshots on the disk: %v", dirs)
+		}
 	})
 }
 

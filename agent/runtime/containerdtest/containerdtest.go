@@ -4,7 +4,6 @@
 package containerdtest
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -77,7 +76,6 @@ type Daemon struct {
 
 	t   testing.TB
 	cmd *exec.Cmd
-	out bytes.Buffer
 }
 
 // Start starts a daemon and waits until it answers. The test's end stops it and
@@ -125,14 +123,18 @@ func (d *Daemon) Up() {
 	if err != nil {
 		d.t.Fatal(err)
 	}
-	d.out.Reset()
+	out, err := os.OpenFile(d.Dir+"/daemon.log", os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o600)
+	if err != nil {
+		d.t.Fatal(err)
+	}
+	defer out.Close()
 	if d.Kind == Installed {
 		d.cmd = exec.Command("containerd", "-c", d.Dir+"/config.toml", "-l", "warn")
 	} else {
 		d.cmd = exec.Command(self)
 		d.cmd.Env = append(os.Environ(), roleVar+"="+d.Dir)
 	}
-	d.cmd.Stdout, d.cmd.Stderr = &d.out, &d.out
+	d.cmd.Stdout, d.cmd.Stderr = out, out
 	d.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	if err := d.cmd.Start(); err != nil {
 		d.t.Fatal(err)
@@ -153,11 +155,11 @@ func (d *Daemon) Up() {
 		}
 		select {
 		case <-ended:
-			d.t.Fatalf("containerd ended: %s", d.out.String())
+			d.t.Fatalf("containerd ended: %s", d.said())
 		case <-time.After(10 * time.Millisecond):
 		}
 		if time.Now().After(deadline) {
-			d.t.Fatalf("containerd does not answer: %v: %s", err, d.out.String())
+			d.t.Fatalf("containerd does not answer: %v: %s", err, d.said())
 		}
 	}
 }
@@ -174,6 +176,15 @@ func (d *Daemon) Kill() {
 		}
 		<-time.After(time.Millisecond)
 	}
+}
+
+// said is what the daemon wrote so far.
+func (d *Daemon) said() string {
+	b, err := os.ReadFile(d.Dir + "/daemon.log")
+	if err != nil {
+		return err.Error()
+	}
+	return string(b)
 }
 
 // Shims are the process ids of the daemon's shims.
@@ -207,8 +218,8 @@ func processes(match func(args []string) bool) []int {
 
 // clean stops everything and takes away the directories.
 func (d *Daemon) clean() {
-	if d.t.Failed() && d.out.Len() > 0 {
-		d.t.Logf("containerd said:\n%.4000s", d.out.String())
+	if d.t.Failed() {
+		d.t.Logf("containerd said:\n%.4000s", d.said())
 	}
 	if d.cmd != nil && d.cmd.Process != nil {
 		d.Kill()

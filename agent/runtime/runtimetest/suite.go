@@ -27,6 +27,9 @@ type Harness struct {
 	Image string
 	// Deps are the records that the containers of t build on.
 	Deps func(t *testing.T, of *task.Task) engine.Deps
+	// Ready waits until the program of a started container handles signals; nil where
+	// it does at once.
+	Ready func(t *testing.T, of *task.Task, name string)
 }
 
 // Suite tests what the engine relies on. open is called once.
@@ -197,31 +200,26 @@ func testStop(t *testing.T, s *session) {
 	r := s.ensure(tk, "c0")
 	s.ok(s.h.Runtime.Start(t.Context(), tk, "c0", r.Handle))
 	s.probe(tk, "c0", r.Handle, true, task.ProcessRunning)
-	s.stopUntilEnded(tk, "c0", r.Handle)
+	s.ready(tk, "c0")
+	s.ok(s.h.Runtime.Stop(t.Context(), tk, "c0", r.Handle))
 	if e := s.watch.exit(t, tk.ID(), "c0"); e.Code != 0 {
 		t.Errorf("ended with %+v", e)
 	}
 }
 
-// stopUntilEnded repeats the stop: a program that has just started may not handle it yet.
-func (s *session) stopUntilEnded(tk *task.Task, name string, h task.Handle) {
-	s.t.Helper()
-	for deadline := time.Now().Add(wait); time.Now().Before(deadline); {
-		s.ok(s.h.Runtime.Stop(s.t.Context(), tk, name, h))
-		o, err := s.h.Runtime.Probe(s.t.Context(), tk, name, h)
-		s.ok(err)
-		if o.Process == task.ProcessExited {
-			return
-		}
-		<-time.After(20 * time.Millisecond)
+func (s *session) ready(tk *task.Task, name string) {
+	if s.h.Ready != nil {
+		s.h.Ready(s.t, tk, name)
 	}
-	s.t.Fatal("does not stop")
 }
 
 func testKill(t *testing.T, s *session) {
 	tk := s.task("ignore-term")
 	r := s.ensure(tk, "c0")
 	s.ok(s.h.Runtime.Start(t.Context(), tk, "c0", r.Handle))
+	s.ready(tk, "c0")
+	s.ok(s.h.Runtime.Stop(t.Context(), tk, "c0", r.Handle))
+	s.probe(tk, "c0", r.Handle, true, task.ProcessRunning)
 	s.ok(s.h.Runtime.Kill(t.Context(), tk, "c0", r.Handle))
 	if e := s.watch.exit(t, tk.ID(), "c0"); e.Code != 137 || e.Signal != 9 || e.OOMKilled {
 		t.Errorf("ended with %+v", e)
@@ -276,7 +274,9 @@ func testLostHandle(t *testing.T, s *session) {
 	s.ensure(tk, "c0")
 	s.ok(s.h.Runtime.Start(t.Context(), tk, "c0", nil))
 	s.probe(tk, "c0", nil, true, task.ProcessRunning)
-	s.stopUntilEnded(tk, "c0", nil)
+	s.ready(tk, "c0")
+	s.ok(s.h.Runtime.Stop(t.Context(), tk, "c0", nil))
+	s.watch.exit(t, tk.ID(), "c0")
 	s.ok(s.h.Runtime.Retire(t.Context(), tk, "c0", nil))
 	s.ok(s.h.Runtime.Remove(t.Context(), tk, "c0", nil))
 	s.probe(tk, "c0", nil, false, task.ProcessNone)

@@ -48,7 +48,6 @@ func main() {
 		wait(syscall.SIGTERM)
 	case "ignore-term":
 		signal.Ignore(syscall.SIGTERM)
-		fmt.Println("ready")
 		wait(syscall.SIGUSR2)
 	case "alloc":
 		b := make([]byte, n<<20)
@@ -71,6 +70,7 @@ func main() {
 func wait(s os.Signal) {
 	c := make(chan os.Signal, 1)
 	signal.Notify(c, s)
+	fmt.Println("ready")
 	<-c
 	os.Exit(0)
 }
