@@ -76,12 +76,12 @@ func (a *API) CreateCluster(ctx context.Context, in *ecs.CreateClusterInput) (*e
 	var out *types.Cluster
 	err := a.Store.Update(ctx, func(tx *store.Tx) error {
 		if c, ok := store.Get(tx, store.Clusters, name); ok && c.DeletedAt == nil {
-			out = a.clusterView(tx, c, everyClusterField)
+			out = a.clusterView(tx, c, answeredFields)
 			return nil
 		}
 		c := &store.Cluster{Cluster: made}
 		store.Put(tx, store.Clusters, name, c)
-		out = a.clusterView(store.Peek(tx), c, everyClusterField)
+		out = a.clusterView(store.Peek(tx), c, answeredFields)
 		return nil
 	})
 	if err != nil {
@@ -90,7 +90,10 @@ func (a *API) CreateCluster(ctx context.Context, in *ecs.CreateClusterInput) (*e
 	return &ecs.CreateClusterOutput{Cluster: out}, nil
 }
 
-var everyClusterField = types.ClusterField("").Values()
+// answeredFields are what the operations that change a cluster answer of it.
+var answeredFields = []types.ClusterField{
+	types.ClusterFieldTags, types.ClusterFieldSettings, types.ClusterFieldConfigurations,
+}
 
 // withDefaultSettings completes cluster settings with the defaults.
 func withDefaultSettings(in []types.ClusterSetting) []types.ClusterSetting {
@@ -294,7 +297,7 @@ func (a *API) changeCluster(ctx context.Context, ref *string, change func(tx *st
 			return err
 		}
 		store.Put(tx, store.Clusters, name, c)
-		out = a.clusterView(store.Peek(tx), c, everyClusterField)
+		out = a.clusterView(store.Peek(tx), c, answeredFields)
 		return nil
 	})
 	return out, err
@@ -388,7 +391,7 @@ func (a *API) DeleteCluster(ctx context.Context, in *ecs.DeleteClusterInput) (*e
 		deleted := &store.Cluster{Cluster: c.Cluster, DeletedAt: &now}
 		deleted.Cluster.Status = aws.String(clusterInactive)
 		store.Put(tx, store.Clusters, name, deleted)
-		out = a.clusterView(store.Peek(tx), deleted, everyClusterField)
+		out = a.clusterView(store.Peek(tx), deleted, answeredFields)
 		// Those that are not shown any more go with it.
 		store.Scan(store.Peek(tx), store.Clusters, "", func(key string, c *store.Cluster) bool {
 			if c.DeletedAt != nil && c.DeletedAt.Before(now.Add(-inactiveShown)) && key != name {

@@ -112,8 +112,9 @@ func (b *backend) close() error {
 	return err
 }
 
-// quietLogger passes etcd's errors on and drops the rest: etcd says much,
-// and what matters of it comes back as an error of a call.
+// quietLogger passes on as errors only what makes etcd give up, and its other
+// errors for debugging: some are part of every first start, and what matters
+// of them comes back as an error of a call.
 func quietLogger(log *slog.Logger) *zap.Logger {
 	if log == nil {
 		return zap.NewNop()
@@ -150,7 +151,11 @@ func (c *slogCore) Write(e zapcore.Entry, fields []zapcore.Field) error {
 	for k, v := range enc.Fields {
 		args = append(args, slog.Any(k, v))
 	}
-	c.log.Error("etcd: "+e.Message, args...)
+	level := slog.LevelDebug
+	if e.Level > zapcore.ErrorLevel {
+		level = slog.LevelError
+	}
+	c.log.Log(context.Background(), level, "etcd: "+e.Message, args...) //nolint:forbidigo // zap has no context
 	return nil
 }
 

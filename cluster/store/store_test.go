@@ -475,6 +475,7 @@ func TestCompactedHistory(t *testing.T) {
 	a, b := open(t, "", endpoint), open(t, "", endpoint)
 	put(t, a, "kept", "1")
 	put(t, a, "gone", "1")
+	put(t, b, "seen", "1") // b is in step when this returns
 	// Stop b's follower, as a long break of its connection would.
 	b.stop()
 	<-b.stopped
