@@ -49,9 +49,14 @@ func TestLongestAllowedRootKeepsSocketsBindable(t *testing.T) {
 }
 
 func TestSystemIsReadBackAndAbsentMeansNotUp(t *testing.T) {
-	l, err := New(t.TempDir())
+	dir, err := os.MkdirTemp("", "l") // t.TempDir can be too long for a root
 	if err != nil {
-		t.Skipf("the test directory is too deep: %v", err)
+		t.Fatal(err)
+	}
+	defer os.RemoveAll(dir)
+	l, err := New(dir)
+	if err != nil {
+		t.Fatal(err)
 	}
 	if _, err := l.ReadSystem(); !errors.Is(err, ErrNotUp) {
 		t.Fatalf("before up: %v, want ErrNotUp", err)
