@@ -559,3 +559,33 @@ func BenchmarkUpdate(b *testing.B) {
 		})
 	}
 }
+
+// BenchmarkOpen is a restart with 10,000 tasks.
+func BenchmarkOpen(b *testing.B) {
+	const tasks = 10000
+	dir := b.TempDir()
+	s := open(b, dir)
+	for from := 0; from < tasks; from += 500 {
+		if err := s.Update(b.Context(), func(tx *Tx) error {
+			for i := from; i < from+500; i++ {
+				id := fmt.Sprintf("%032x", i)
+				Put(tx, Tasks, Key("default", id), &Task{ID: id, ClusterName: "default", InstanceID: fmt.Sprint(i % 1000), Task: types.Task{
+					TaskArn: aws.String(id), LastStatus: aws.String("RUNNING"), DesiredStatus: aws.String("RUNNING"),
+					Containers: []types.Container{{Name: aws.String("web"), Image: aws.String("my-image"), LastStatus: aws.String("RUNNING")}},
+				}})
+			}
+			return nil
+		}); err != nil {
+			b.Fatal(err)
+		}
+	}
+	if err := s.Close(); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		s := open(b, dir)
+		if err := s.Close(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
