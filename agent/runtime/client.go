@@ -2,6 +2,7 @@ package runtime
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -100,6 +101,7 @@ type Client struct {
 	snapshots  snapshots.Snapshotter
 	sandboxes  sandbox.Store
 	options    typeurl.Any // options of the runc shim
+	session    string      // tells this client's leases from those of others
 
 	mu       sync.Mutex
 	version  string
@@ -151,7 +153,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		tasks: cd.TaskService(), containers: cd.ContainerService(),
 		snapshots: cd.SnapshotService(cfg.Snapshotter), sandboxes: cd.SandboxStore(),
 		images: map[string]Image{}, users: map[userKey]person{},
-		known: map[string]*tracked{}, groups: map[string]*group{},
+		known: map[string]*tracked{}, groups: map[string]*group{}, session: rand.Text(),
 	}
 	if err := c.probe(ctx); err != nil {
 		return nil, errors.Join(err, cd.Close())

@@ -47,6 +47,8 @@ type handle struct {
 	ID     string `json:"id"`
 	Cgroup string `json:"cgroup"`
 	Signal int    `json:"signal"` // that asks the container to end
+
+	Lease string `json:"lease,omitempty"` // in Owned only: a lease, and no container
 }
 
 // Handles of the resources that a container builds on.
@@ -342,6 +344,9 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 		}
 	}
 	_, err := c.tasks.Create(ctx, req)
+	if leftBehind(err) {
+		return unavailable(fmt.Errorf("container %s: an earlier try is still being undone: %w", p.h.ID, native(err)))
+	}
 	if !isExists(err) {
 		return err
 	}
@@ -455,11 +460,14 @@ func (s *Containers) Retire(ctx context.Context, t *task.Task, name string, raw 
 }
 
 // Owned lists the containers, and the snapshots without a container, that carry the
-// agent's labels.
+// agent's labels, and the leases of downloads that an agent before this one began.
 func (s *Containers) Owned(ctx context.Context) ([]task.Owned, error) {
 	ctx = s.c.ns(ctx)
 	seen := map[string]bool{}
-	var out []task.Owned
+	out, err := s.c.abandoned(ctx)
+	if err != nil {
+		return nil, err
+	}
 	add := func(id string, labels map[string]string) error {
 		if labels[LabelTaskID] == "" || seen[id] {
 			return nil
@@ -491,6 +499,9 @@ func (s *Containers) Sweep(ctx context.Context, o task.Owned) error {
 	var h handle
 	if err := json.Unmarshal(o.Handle, &h); err != nil {
 		return fail(task.Invalid, "", fmt.Errorf("handle of swept container: %w", err))
+	}
+	if h.Lease != "" {
+		return s.c.abandon(s.c.ns(ctx), h.Lease)
 	}
 	if err := s.c.erase(s.c.ns(ctx), o.TaskID, unknownSize, h); err != nil {
 		return err

@@ -136,6 +136,11 @@ func (c *Client) forget(i Image) {
 }
 
 func (c *Client) unpack(ctx context.Context, name string, d ocispec.Descriptor) error {
+	ctx, release, err := c.leased(ctx)
+	if err != nil {
+		return err
+	}
+	defer release()
 	img := containerd.NewImage(c.cd, images.Image{Name: name, Target: d})
 	if err := img.Unpack(ctx, c.cfg.Snapshotter); err != nil {
 		return fmt.Errorf("unpacking image %s: %w", name, err)

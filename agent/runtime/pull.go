@@ -76,8 +76,12 @@ type Progress struct {
 // image under its name. progress is called often and from several goroutines.
 func (c *Client) Pull(ctx context.Context, r Remote, progress func(Progress)) (Image, error) {
 	d := ocispec.Descriptor{MediaType: r.MediaType, Digest: digest.Digest(r.Digest), Size: r.Size}
-	nctx := c.ns(ctx)
-	_, err := c.cd.Pull(nctx, r.Name,
+	nctx, release, err := c.leased(c.ns(ctx))
+	if err != nil {
+		return Image{}, classify(err, "")
+	}
+	defer release()
+	_, err = c.cd.Pull(nctx, r.Name,
 		containerd.WithResolver(&pinned{Resolver: r.resolver, d: d, progress: progress}),
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(c.cfg.Snapshotter),
