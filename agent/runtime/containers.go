@@ -22,6 +22,7 @@ import (
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	"github.com/containerd/containerd/api/types"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/mount"
 	"github.com/containerd/containerd/v2/core/snapshots"
@@ -344,15 +345,26 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 		}
 	}
 	_, err := c.tasks.Create(ctx, req)
+	if err == nil {
+		c.made(p.h.ID)
+		return nil
+	}
 	if leftBehind(err) {
 		return unavailable(fmt.Errorf("container %s: an earlier try is still being undone: %w", p.h.ID, native(err)))
 	}
 	if !isExists(err) {
 		return err
 	}
-	_, err = c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: p.h.ID})
+	r, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: p.h.ID})
 	if isNotFound(err) {
 		return unavailable(fmt.Errorf("container %s: remains of an earlier process are being cleaned up", p.h.ID))
+	}
+	if err == nil && r.Process.Status == tasktypes.Status_STOPPED {
+		// Nobody asks for a process that was started once, so this one never was.
+		if err := c.deleteProcess(ctx, p.h, false); err != nil {
+			return err
+		}
+		return unavailable(fmt.Errorf("container %s: an earlier process ended before it was started", p.h.ID))
 	}
 	return err
 }
@@ -405,10 +417,13 @@ func (s *Containers) Remove(ctx context.Context, t *task.Task, name string, raw 
 	if err != nil {
 		return err
 	}
+	// The log goes before the container, by which a sweep finds what is left of both,
+	// and again after it, because a process that still ran may have written meanwhile.
+	before := s.c.removeLogs(t.ID(), name)
 	if err := s.c.erase(s.c.ns(ctx), t.ID(), len(t.Containers), h); err != nil {
 		return err
 	}
-	return classify(s.c.removeLogs(t.ID(), name), task.CannotCreateContainer)
+	return classify(errors.Join(before, s.c.removeLogs(t.ID(), name)), task.CannotCreateContainer)
 }
 
 // erase takes away everything of a container but its log.
