@@ -122,7 +122,8 @@ func (s *Images) Ensure(ctx context.Context, t *task.Task, name string, _ engine
 	}
 	have := err == nil
 	if have && !s.mustPull(local, ref) {
-		return result(local, time.Time{})
+		now := time.Now()
+		return result(local, now, now)
 	}
 	var auth runtime.Auth
 	if s.cfg.Auth != nil {
@@ -131,14 +132,14 @@ func (s *Images) Ensure(ctx context.Context, t *task.Task, name string, _ engine
 	start := time.Now()
 	img, err := s.fetch(ctx, ref, auth, local, have)
 	if err == nil {
-		return result(img, start)
+		return result(img, start, time.Now())
 	}
 	if ctx.Err() != nil {
 		return task.Result{}, task.Fail(task.Canceled, task.CannotPullContainer, err)
 	}
 	if have && (s.cfg.Policy == Default || s.cfg.Policy == PreferCached) {
 		s.log.Info("the image on this host is used because it could not be pulled", "task", t.ID(), "container", name, "err", err)
-		return result(local, start)
+		return result(local, start, time.Now())
 	}
 	return task.Result{}, final(err)
 }
@@ -160,13 +161,11 @@ func (s *Images) Probe(ctx context.Context, t *task.Task, name string, _ task.Ha
 	return task.Observed{Exists: err == nil}, err
 }
 
-func result(i runtime.Image, start time.Time) (task.Result, error) {
+// result says when the image was fetched. For one that did not have to be, both times are
+// the same: the task still shows when its images were there.
+func result(i runtime.Image, start, stop time.Time) (task.Result, error) {
 	h, err := i.Handle()
-	r := task.Result{Handle: h, Digest: i.Digest}
-	if !start.IsZero() {
-		r.PullStarted, r.PullStopped = start, time.Now()
-	}
-	return r, err
+	return task.Result{Handle: h, Digest: i.Digest, PullStarted: start, PullStopped: stop}, err
 }
 
 // mustPull decides for an image that is on the host.

@@ -127,6 +127,9 @@ func TestPolicies(t *testing.T) {
 				if r.Digest != tc.digest || task.ReasonOf(orNil(err), "").Code != tc.code {
 					t.Errorf("digest %q, err %v", r.Digest, err)
 				}
+				if err == nil && (r.PullStarted.IsZero() || r.PullStopped.Before(r.PullStarted)) {
+					t.Errorf("pulled from %v to %v; every image has both times", r.PullStarted, r.PullStopped)
+				}
 				if task.ClassOf(err).Retriable() {
 					t.Error("the engine would try again what was tried here")
 				}

@@ -138,7 +138,7 @@ func (d *decision) report() {
 func (d *decision) pulled() bool {
 	return slices.ContainsFunc(d.t.Containers, func(c task.Container) bool {
 		r := d.rec(Image(c.Name))
-		return r.Digest != "" && !r.PullStarted.IsZero()
+		return r.Digest != "" && r.PullStopped.After(r.PullStarted)
 	})
 }
 
