@@ -209,6 +209,7 @@ type Berth struct {
 	KeyFile          string
 	CAFile           string
 	DebugSocket      string
+	Bridge           string // interface of bridge mode; empty means the plugin's default
 	BridgeSubnet     netip.Prefix
 	Cgroup           string // name of the parent cgroup of all tasks; empty means the protocol's
 	Snapshotter      string

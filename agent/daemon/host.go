@@ -71,7 +71,7 @@ func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSid
 		return nil, err
 	}
 	h.network, err = netns.New(netns.Config{
-		Dir: filepath.Join(c.Berth.RunDir, "network"), Subnet: c.Berth.BridgeSubnet,
+		Dir: filepath.Join(c.Berth.RunDir, "network"), Bridge: c.Berth.Bridge, Subnet: c.Berth.BridgeSubnet,
 		FirstPort: c.Network.DynamicPorts.First, LastPort: c.Network.DynamicPorts.Last, Log: log,
 	})
 	if err != nil {

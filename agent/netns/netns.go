@@ -48,7 +48,7 @@ import (
 type Config struct {
 	Dir    string       // absolute
 	Bridge string       // default bridge.DefaultBridge
-	Table  string       // nftables tables; default bridge.DefaultTable
+	Table  string       // nftables tables; default bridge.TableOf(Bridge)
 	Subnet netip.Prefix // IPv4; default bridge.DefaultSubnet
 	MTU    int          // bytes; default that of the host's default route
 

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"path/filepath"
 	"regexp"
+	"strings"
 )
 
 // Defaults of Config.
@@ -31,7 +32,7 @@ const (
 // Config says what a Host is made of. Dir is required.
 type Config struct {
 	Bridge string       // name of the bridge interface, at most 15 bytes
-	Table  string       // name of the inet and the bridge nftables table
+	Table  string       // name of the inet and the bridge nftables table; empty takes TableOf(Bridge)
 	Subnet netip.Prefix // IPv4, /8 to /29; its first address is the bridge's
 	MTU    int          // bytes; 0 takes that of the link of the default route
 	Dir    string       // reservations; must be emptied by a reboot or swept after it
@@ -57,7 +58,7 @@ func (c *Config) normalize() error {
 		c.Bridge = DefaultBridge
 	}
 	if c.Table == "" {
-		c.Table = DefaultTable
+		c.Table = TableOf(c.Bridge)
 	}
 	if !c.Subnet.IsValid() {
 		c.Subnet = DefaultSubnet
@@ -83,6 +84,15 @@ func (c *Config) normalize() error {
 		return fail(Invalid, "data directory %q: must be an absolute path", c.Dir)
 	}
 	return nil
+}
+
+// TableOf is the name of the nftables tables that go with a bridge by default: two bridges
+// must not share them, because their owners replace them as a whole.
+func TableOf(bridge string) string {
+	if bridge == "" || bridge == DefaultBridge {
+		return DefaultTable
+	}
+	return strings.NewReplacer("-", "_", ".", "_").Replace(bridge)
 }
 
 // gateway is the bridge's own address, the first of the subnet.

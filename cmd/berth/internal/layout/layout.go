@@ -5,6 +5,7 @@ package layout
 
 import (
 	"crypto/sha256"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -88,9 +89,31 @@ func (l Layout) Cgroup() string {
 	if l.Root == "" {
 		return ""
 	}
-	sum := sha256.Sum256([]byte(l.Root))
+	sum := l.sum()
 	return "berth" + hex.EncodeToString(sum[:4])
 }
+
+// Bridge is the interface of bridge mode (BERTH_BRIDGE) and Subnet its network
+// (BERTH_BRIDGE_SUBNET): "" for the defaults on a host's own system, and others for each
+// system below a root, whose agent takes its bridge away when it goes.
+func (l Layout) Bridge() string { return l.Cgroup() }
+
+// Subnet is one of 511 networks of 4,096 addresses in 10.192.0.0/11, chosen by the root.
+// The one left out is the default.
+func (l Layout) Subnet() string {
+	if l.Root == "" {
+		return ""
+	}
+	const defaultNet = (213-192)*16 + 64/16 // 10.213.64.0/20
+	sum := l.sum()
+	n := binary.BigEndian.Uint16(sum[4:]) % 511
+	if n >= defaultNet {
+		n++
+	}
+	return fmt.Sprintf("10.%d.%d.0/20", 192+n/16, n%16*16)
+}
+
+func (l Layout) sum() [sha256.Size]byte { return sha256.Sum256([]byte(l.Root)) }
 
 // System is what "berth up" decided, kept in the run directory for the verbs that
 // come after it.

@@ -2,11 +2,15 @@ package layout
 
 import (
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
 )
 
 func TestLayoutKeepsEverythingBelowItsRoot(t *testing.T) {
@@ -32,6 +36,27 @@ func TestEverySystemHasACgroupOfItsOwn(t *testing.T) {
 	one, two := Layout{Root: "/srv/one"}, Layout{Root: "/srv/two"}
 	if (Layout{}).Cgroup() != "" || one.Cgroup() == "" || one.Cgroup() == two.Cgroup() {
 		t.Errorf("cgroups %q, %q, %q", Layout{}.Cgroup(), one.Cgroup(), two.Cgroup())
+	}
+}
+
+func TestEverySystemHasANetworkOfItsOwn(t *testing.T) {
+	if l := (Layout{}); l.Bridge() != "" || l.Subnet() != "" {
+		t.Errorf("the host's own system has bridge %q and subnet %q, not the defaults", l.Bridge(), l.Subnet())
+	}
+	seen := map[string]bool{}
+	for i := range 4000 {
+		l := Layout{Root: fmt.Sprintf("/srv/%d", i)}
+		p, err := netip.ParsePrefix(l.Subnet())
+		if err != nil || p != p.Masked() || !netip.MustParsePrefix("10.192.0.0/11").Overlaps(p) || p.Overlaps(bridge.DefaultSubnet) {
+			t.Fatalf("root %s: subnet %s (%v)", l.Root, l.Subnet(), err)
+		}
+		if n := len(l.Bridge()); n == 0 || n > 15 || l.Bridge() == bridge.DefaultBridge {
+			t.Fatalf("root %s: bridge %q", l.Root, l.Bridge())
+		}
+		seen[l.Subnet()] = true
+	}
+	if len(seen) < 500 {
+		t.Errorf("only %d of 511 subnets are used", len(seen))
 	}
 }
 

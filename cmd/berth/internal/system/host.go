@@ -1,6 +1,7 @@
 package system
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -32,6 +33,9 @@ func (s *System) cgroupRoots() []string {
 // networkDir is where the agent keeps what its networks consist of.
 func (s *System) networkDir() string { return s.Layout.Run("network") }
 
+// bridge is the interface that the tasks' networks hang on.
+func (s *System) bridge() string { return cmp.Or(s.Layout.Bridge(), bridge.DefaultBridge) }
+
 // sweep ends and removes what containers are left in Berth's namespace.
 func (s *System) sweep(ctx context.Context, now layout.System) (err error) {
 	if _, err := os.Stat(now.Containerd); errors.Is(err, fs.ErrNotExist) {
@@ -58,7 +62,7 @@ func (s *System) sweep(ctx context.Context, now layout.System) (err error) {
 func (s *System) teardown(ctx context.Context, tasks []string) error {
 	var errs []error
 	if _, err := os.Stat(s.networkDir()); err == nil { // else no agent made any here
-		n, err := netns.New(netns.Config{Dir: s.networkDir()})
+		n, err := netns.New(netns.Config{Dir: s.networkDir(), Bridge: s.bridge()})
 		if err != nil {
 			errs = append(errs, err)
 		} else {
@@ -179,8 +183,8 @@ func (s *System) leftovers(tasks []string) []string {
 			add("mount %s", path)
 		}
 	}
-	if _, err := netlink.LinkByName(bridge.DefaultBridge); err == nil {
-		add("network interface %s", bridge.DefaultBridge)
+	if _, err := netlink.LinkByName(s.bridge()); err == nil {
+		add("network interface %s", s.bridge())
 	} else if !errors.As(err, new(netlink.LinkNotFoundError)) {
 		add("network interfaces: %v", err)
 	}
@@ -188,7 +192,7 @@ func (s *System) leftovers(tasks []string) []string {
 		add("firewall: %v", err)
 	} else {
 		for _, t := range tables {
-			if t.Name == bridge.DefaultTable {
+			if t.Name == bridge.TableOf(s.bridge()) {
 				add("nftables table %s", t.Name)
 			}
 		}

@@ -312,6 +312,8 @@ func (s *System) agentEnv(o Options, now layout.System, api *operator.Client) []
 		"BERTH_DEBUG_SOCKET=" + s.Layout.AgentSocket(),
 		"BERTH_CONTAINERD_ADDRESS=" + now.Containerd,
 		"BERTH_CGROUP=" + s.Layout.Cgroup(),
+		"BERTH_BRIDGE=" + s.bridge(),
+		"BERTH_BRIDGE_SUBNET=" + s.Layout.Subnet(),
 	}
 }
 
