@@ -76,7 +76,7 @@ something does not run or does not answer.`,
 }
 
 func (a *app) gatherStatus(ctx context.Context) statusReport {
-	r := statusReport{Instances: []instanceStatus{}, Problems: []string{}}
+	r := statusReport{Programs: []programStatus{}, Instances: []instanceStatus{}, Problems: []string{}}
 	problem := func(format string, args ...any) { r.Problems = append(r.Problems, fmt.Sprintf(format, args...)) }
 	now, err := a.system.Layout.ReadSystem()
 	if err != nil {
