@@ -119,6 +119,7 @@ func (l Layout) sum() [sha256.Size]byte { return sha256.Sum256([]byte(l.Root)) }
 // come after it.
 type System struct {
 	URL        string `json:"url"`        // of the cluster
+	Region     string `json:"region"`     // that the cluster calls itself
 	Cluster    string `json:"cluster"`    // name the agent registers in
 	Containerd string `json:"containerd"` // address of its socket
 	Private    bool   `json:"private"`    // whether that containerd is our own
