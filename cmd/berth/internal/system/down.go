@@ -66,7 +66,7 @@ func (s *System) Down(ctx context.Context, purge bool) (*DownReport, error) {
 		return nil, err // with an agent that runs on, nothing can be taken from under it
 	}
 	if now.Containerd != "" && (forced || purge) {
-		if err := s.sweep(ctx, now); err != nil {
+		if err := s.sweep(ctx, now, purge && !now.Private); err != nil {
 			errs = append(errs, err)
 		}
 	}

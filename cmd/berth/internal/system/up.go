@@ -316,6 +316,7 @@ func (s *System) agentEnv(o Options, now layout.System, api *operator.Client) []
 		"BERTH_LOG_DIR=" + s.Layout.Log(),
 		"BERTH_DEBUG_SOCKET=" + s.Layout.AgentSocket(),
 		"BERTH_CONTAINERD_ADDRESS=" + now.Containerd,
+		"BERTH_CONTAINERD_NAMESPACE=" + s.Layout.Namespace(now.Containerd),
 		"BERTH_CGROUP=" + s.Layout.Cgroup(),
 		"BERTH_BRIDGE=" + s.bridge(),
 		"BERTH_BRIDGE_SUBNET=" + s.Layout.Subnet(),
