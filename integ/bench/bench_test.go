@@ -221,8 +221,11 @@ func BenchmarkHundredTasks(b *testing.B) {
 			}
 			x.bare.clear()
 		}
+		agent, own := cpuTime(b, x.Agent.PID()), cpuTime(b, os.Getpid())
 		arns := x.Run(def, 100)
 		first, last := x.span(b, arns)
+		b.ReportMetric(ms(cpuTime(b, x.Agent.PID())-agent)/100, "ms-cpu-agent/task")
+		b.ReportMetric(ms(cpuTime(b, os.Getpid())-own)/100, "ms-cpu-cluster/task")
 		b.ReportMetric(last.Sub(first).Seconds(), "s-100-RUNNING")
 		b.ReportMetric(floor.Seconds(), "s-bare")
 		b.ReportMetric(float64(last.Sub(first))/float64(floor), "x-bare")
