@@ -358,12 +358,13 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 	if !isExists(err) {
 		return err
 	}
+	exists := native(err)
 	r, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: p.h.ID})
 	if isNotFound(err) {
 		if err := c.clear(ctx, p.h); err != nil {
 			return err
 		}
-		return unavailable(fmt.Errorf("container %s: remains of an earlier process were in the way", p.h.ID))
+		return unavailable(fmt.Errorf("container %s: remains of an earlier process were in the way: %w", p.h.ID, exists))
 	}
 	if err == nil && r.Process.Status == tasktypes.Status_STOPPED {
 		// Nobody asks for a process that was started once, so this one never was.

@@ -18,10 +18,15 @@ import (
 	"github.com/containerd/containerd/api/services/tasks/v1"
 )
 
-// clear removes what a shim and the OCI runtime keep of a container of which containerd
-// knows no process: containerd was killed while it made one, and the shim went on
-// alone. Nothing of it was ever started.
+// clear removes what containerd, a shim and the OCI runtime keep of a container that has
+// no process: containerd was killed while it made one, and the shim went on alone.
+// Nothing of it was ever started.
 func (c *Client) clear(ctx context.Context, h handle) error {
+	// containerd 2.x keeps the place of a process that its shim does not know, and gives
+	// it up when it is to delete it.
+	if _, err := c.tasks.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: h.ID}); err != nil && !isNotFound(err) {
+		return err
+	}
 	if err := c.killOrphan(h); err != nil {
 		return err
 	}
