@@ -79,7 +79,10 @@ func Start(t testing.TB, o Options) *System {
 }
 
 // StartCluster starts the cluster again after StopCluster, on its data and its address.
-func (s *System) StartCluster() { s.Cluster.Start() }
+func (s *System) StartCluster() {
+	s.Cluster.Start()
+	s.ECS = s.Cluster.Operator
+}
 
 // StopCluster ends the cluster, as a crash of it looks to the agent.
 func (s *System) StopCluster() { s.Cluster.Stop() }
@@ -194,15 +197,19 @@ func (s *System) AgentState() (daemon.State, error) {
 	return st, err
 }
 
-func (s *System) debug(path string, into any) error {
+// Debug is a client of the agent's debug socket; the host in its URLs does not matter.
+func (s *System) Debug() *http.Client {
 	socket := filepath.Join(s.Dir, "run", "agent.sock")
-	c := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
+	return &http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 			return (&net.Dialer{}).DialContext(ctx, "unix", socket)
 		},
 	}}
-	resp, err := c.Get("http://agent" + path)
+}
+
+func (s *System) debug(path string, into any) error {
+	resp, err := s.Debug().Get("http://agent" + path)
 	if err != nil {
 		return err
 	}

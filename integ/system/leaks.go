@@ -48,10 +48,11 @@ func (s *System) mustWorld(t testing.TB) world.Snapshot {
 // ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION.
 func (s *System) WaitClean(limit time.Duration) {
 	s.t.Helper()
-	Until(s.t, limit, "nothing is left of the tasks", func() error {
-		return s.differs(s.idle)
-	})
+	Until(s.t, limit, "nothing is left of the tasks", s.Clean)
 }
+
+// Clean says what is left of tasks.
+func (s *System) Clean() error { return s.differs(s.idle) }
 
 // differs says what is not as it was.
 func (s *System) differs(before world.Snapshot) error {

@@ -1,0 +1,208 @@
+package crash
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"testing"
+	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
+	"berth.dev/berth/agent/fail"
+	"berth.dev/berth/integ/system"
+	"berth.dev/berth/integ/testimage"
+)
+
+// unreachable are the points that no task can pass yet, with the reasons.
+var unreachable = map[fail.Name]string{
+	fail.VolumeBeforeMount: "volumes are directories of the host, bound by the runtime",
+	fail.VolumeAfterMount:  "volumes are directories of the host, bound by the runtime",
+	fail.VolumeAfterUmount: "volumes are directories of the host, bound by the runtime",
+	fail.SecretAfterFetch:  "secrets are not fetched by this agent",
+	fail.CNIBetweenPlugins: "the bridge and its ports are one plugin, called in process",
+	fail.ENIAfterMove:      "network mode awsvpc is refused",
+	fail.TMDSAfterListen:   "there is no metadata endpoint",
+	fail.CredsAfterSet:     "the cluster hands out no credentials",
+	fail.MigrateMid:        "there is one version of the state's layout",
+}
+
+// TestAgentExitsAtEachPoint is the crash matrix, C1 and C2: at each point where a
+// crash could tear something apart the agent is ended by SIGKILL, alone or with
+// containerd, and started again, and the task goes its way as if nothing had been.
+func TestAgentExitsAtEachPoint(t *testing.T) {
+	bin := system.Programs(t, system.Containerd2, "failpoint")
+	for _, kind := range []string{system.Containerd1, system.Containerd2} {
+		for _, both := range []bool{false, true} {
+			name := kind + "/agent"
+			if both {
+				name += "-and-containerd"
+			}
+			t.Run(name, func(t *testing.T) {
+				l := start(t, kind, bin)
+				hit := 0
+				for _, point := range fail.Names() {
+					if _, skip := unreachable[point]; skip {
+						continue
+					}
+					hit++
+					t.Run(point.String(), func(t *testing.T) { l.visit(t, point, both) })
+				}
+				if want := len(fail.Names()) - len(unreachable); hit != want {
+					t.Errorf("%d points were visited, want %d", hit, want)
+				}
+			})
+		}
+	}
+}
+
+// visit lets a task live while the agent dies at a point.
+func (l *lab) visit(t *testing.T, point fail.Name, both bool) {
+	v := &visit{lab: l, t: t, both: both}
+	if point == fail.SweepBeforeRemove {
+		v.sweep()
+	} else {
+		l.setFailpoint(t, point.String(), "exit")
+	}
+	main, side := l.container("main", l.push(t, point), waits(3)), l.container("side", "busybox", waits(4))
+	want := Expected{"main": 3, "side": 4}
+	if point == fail.StopAfterKill { // which only a container that does not listen gets to
+		side = l.container("side", "busybox", deaf)
+		side.StopTimeout = aws.Int32(2)
+		want["side"] = 137
+	}
+	def := l.register(t, "crash", main, side)
+	arn := l.On(t).Run(def, 1)[0]
+	v.alive(v.wait(arn, "RUNNING"))
+	v.stop(arn)
+	tk := v.wait(arn, "STOPPED")
+	if tk.StopCode != types.TaskStopCodeUserInitiated {
+		t.Errorf("stop code %s: %s", tk.StopCode, system.Explain(tk))
+	}
+	v.until("nothing is left of the task", func() error {
+		if st, err := l.AgentState(); err != nil {
+			return err
+		} else if st.Tasks > 0 {
+			return fmt.Errorf("the agent still knows %d tasks", st.Tasks)
+		}
+		return l.Clean()
+	})
+	if v.died == 0 {
+		t.Fatal("the agent was not at this point")
+	}
+	l.judge(t, want, arn)
+}
+
+// visit is one task's life with a crash in it.
+type visit struct {
+	*lab
+	t    *testing.T
+	both bool
+	died int
+}
+
+// until waits for a condition and revives what has died meanwhile.
+func (v *visit) until(what string, cond func() error) {
+	v.t.Helper()
+	system.Until(v.t, 30*time.Second, what, func() error {
+		v.revive()
+		return cond()
+	})
+}
+
+func (v *visit) revive() {
+	select {
+	case <-v.Agent.Done():
+	default:
+		return
+	}
+	v.died++
+	if v.died > 1 {
+		v.t.Fatalf("the agent ended again:\n%s", v.Agent.Output())
+	}
+	if v.both {
+		v.Containerd.Kill()
+		v.Containerd.Restart()
+	}
+	v.StartAgent()
+	v.On(v.t).WaitConnected(3 * time.Second) // reliability plan, C1
+}
+
+func (v *visit) wait(arn, status string) types.Task {
+	v.t.Helper()
+	var tk types.Task
+	v.until("the task is "+status, func() error {
+		tk = v.On(v.t).Describe(arn)[0]
+		if got := aws.ToString(tk.LastStatus); got == "STOPPED" && status != "STOPPED" {
+			v.t.Fatalf("stopped: %s\n%s", system.Explain(tk), v.Events(arn))
+		} else if got != status {
+			return errors.New(system.Explain(tk) + "\n" + v.Events(arn))
+		}
+		return nil
+	})
+	return tk
+}
+
+func (v *visit) stop(arn string) {
+	v.until("both containers have told of their start", func() error {
+		h := v.ledger.History().of(short(arn))
+		if len(h.Starts) != 2 {
+			return fmt.Errorf("started: %v", h.Starts)
+		}
+		return nil
+	})
+	v.On(v.t).Stop(arn)
+}
+
+// alive checks that what is RUNNING has processes.
+func (v *visit) alive(tk types.Task) {
+	v.t.Helper()
+	for _, c := range tk.Containers {
+		if len(v.processes(*tk.TaskArn, aws.ToString(c.RuntimeId))) == 0 {
+			v.t.Errorf("%s is RUNNING and has no process", aws.ToString(c.Name))
+		}
+	}
+}
+
+// sweep has the agent start with something on the host that is nobody's.
+func (v *visit) sweep() {
+	v.Agent.Kill()
+	stray := filepath.Join(v.Dir, "run", "network", "files", "0123456789abcdef0123456789abcdef")
+	if err := os.MkdirAll(stray, 0o755); err != nil {
+		v.t.Fatal(err)
+	}
+	v.StartAgent("BERTH_FAILPOINTS=" + fail.SweepBeforeRemove.String() + "=exit")
+	<-v.Agent.Done()
+	v.died++
+	if v.both {
+		v.Containerd.Kill()
+		v.Containerd.Restart()
+	}
+	v.StartAgent()
+	v.On(v.t).WaitConnected(3 * time.Second)
+}
+
+// push stores an image that no other point uses, so that it has to be pulled.
+func (l *lab) push(t *testing.T, point fail.Name) string {
+	t.Helper()
+	base, err := testimage.BusyboxLayer()
+	if err != nil {
+		t.Fatal(err)
+	}
+	own, err := testimage.Layer(map[string]testimage.File{"point": {Data: []byte(point.String())}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	img, err := testimage.Image(v1.Config{Env: []string{"PATH=/bin"}}, base, own)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ref, err := l.registry.Push("crash/"+point.String()+":v1", img)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return ref
+}
