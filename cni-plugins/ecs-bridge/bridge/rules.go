@@ -21,10 +21,12 @@ import (
 // Names and numbers of the rule set.
 const (
 	// rulesVersion is raised whenever the rules below change, so that an older set is replaced.
-	rulesVersion = 1
+	rulesVersion = 2
 
 	setPublished = "published"
 	setHairpin   = "hairpin"
+	setGroups    = "groups"
+	setMembers   = "members"
 	setPorts     = "ports"
 	setSources   = "sources"
 
@@ -51,7 +53,12 @@ type rules struct {
 	inet   *nftables.Table
 	bridge *nftables.Table
 
-	published, hairpin, ports, sources *nftables.Set
+	published, hairpin, groups, members, ports, sources *nftables.Set
+}
+
+// sets are all sets of both tables.
+func (r *rules) sets() []*nftables.Set {
+	return []*nftables.Set{r.published, r.hairpin, r.groups, r.members, r.ports, r.sources}
 }
 
 func newRules(cfg *Config) (*rules, error) {
@@ -64,11 +71,15 @@ func newRules(cfg *Config) (*rules, error) {
 	addrPort, err2 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
 	addrAddr, err3 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
 	source, err4 := nftables.ConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	// A group is 128 bits, for which an IPv6 address is the type of that size.
+	groupAddr, err5 := nftables.ConcatSetType(nftables.TypeIP6Addr, nftables.TypeIPAddr)
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, err
 	}
 	r.published = &nftables.Set{Table: r.inet, Name: setPublished, ID: 1, IsMap: true, Concatenation: true, KeyType: protoPort, DataType: addrPort}
 	r.hairpin = &nftables.Set{Table: r.inet, Name: setHairpin, ID: 2, Concatenation: true, KeyType: addrAddr}
+	r.groups = &nftables.Set{Table: r.inet, Name: setGroups, ID: 5, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeIP6Addr}
+	r.members = &nftables.Set{Table: r.inet, Name: setMembers, ID: 6, Concatenation: true, KeyType: groupAddr}
 	r.ports = &nftables.Set{Table: r.bridge, Name: setPorts, ID: 3, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	r.sources = &nftables.Set{Table: r.bridge, Name: setSources, ID: 4, Concatenation: true, KeyType: source}
 	return r, nil
@@ -91,7 +102,32 @@ func newConn() (*nftables.Conn, error) {
 }
 
 // elements is what the attachments contribute to the sets.
-type elements struct{ published, hairpin, ports, sources []nftables.SetElement }
+type elements struct{ published, hairpin, groups, members, ports, sources []nftables.SetElement }
+
+// in returns the elements of one set, by its name.
+func (e *elements) in(set string) []nftables.SetElement {
+	switch set {
+	case setPublished:
+		return e.published
+	case setHairpin:
+		return e.hairpin
+	case setGroups:
+		return e.groups
+	case setMembers:
+		return e.members
+	case setPorts:
+		return e.ports
+	default:
+		return e.sources
+	}
+}
+
+// groupBytes is the number by which the rules know a group: a part of its hash that is long
+// enough that nobody finds two names with the same.
+func groupBytes(name string) []byte {
+	sum := sha256.Sum256([]byte(name))
+	return sum[:16]
+}
 
 func ifname(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)
@@ -104,6 +140,10 @@ func (e *elements) add(a *Attachment) {
 	e.hairpin = append(e.hairpin, nftables.SetElement{Key: slices.Concat(ip, ip)})
 	e.ports = append(e.ports, nftables.SetElement{Key: ifname(a.HostVeth)})
 	e.sources = append(e.sources, nftables.SetElement{Key: slices.Concat(ifname(a.HostVeth), a.hardwareAddr(), []byte{0, 0}, ip)})
+	if a.Group != "" {
+		e.groups = append(e.groups, nftables.SetElement{Key: ip, Val: groupBytes(a.Group)})
+		e.members = append(e.members, nftables.SetElement{Key: slices.Concat(groupBytes(a.Group), ip)})
+	}
 	for _, p := range a.Ports {
 		for i, k := range p.keys() {
 			e.published = append(e.published, nftables.SetElement{
@@ -123,13 +163,10 @@ func publishedKey(k portKey) []byte {
 
 // each calls fn for every set with its elements, in chunks that fit a message.
 func (r *rules) each(e *elements, fn func(*nftables.Set, []nftables.SetElement) error) error {
-	for _, s := range []struct {
-		set  *nftables.Set
-		list []nftables.SetElement
-	}{{r.published, e.published}, {r.hairpin, e.hairpin}, {r.ports, e.ports}, {r.sources, e.sources}} {
-		for chunk := range slices.Chunk(s.list, elementsPerMessage) {
-			if err := fn(s.set, chunk); err != nil {
-				return fmt.Errorf("nftables set %s: %w", s.set.Name, err)
+	for _, s := range r.sets() {
+		for chunk := range slices.Chunk(e.in(s.Name), elementsPerMessage) {
+			if err := fn(s, chunk); err != nil {
+				return fmt.Errorf("nftables set %s: %w", s.Name, err)
 			}
 		}
 	}
@@ -240,7 +277,7 @@ func (r *rules) read() (*snapshot, error) {
 		return nil, err
 	}
 	snap := &snapshot{sets: map[string]map[string]string{}}
-	for _, s := range []*nftables.Set{r.published, r.hairpin, r.ports, r.sources} {
+	for _, s := range r.sets() {
 		have, err := c.GetSetElements(s)
 		if err != nil && !isGone(err) {
 			return nil, fmt.Errorf("list nftables set %s: %w", s.Name, err)
@@ -258,11 +295,9 @@ func (r *rules) read() (*snapshot, error) {
 func (s *snapshot) lacks(a *Attachment) string {
 	var e elements
 	e.add(a)
-	for name, list := range map[string][]nftables.SetElement{
-		setPublished: e.published, setHairpin: e.hairpin, setPorts: e.ports, setSources: e.sources,
-	} {
-		for _, x := range list {
-			if val, ok := s.sets[name][string(x.Key)]; !ok || val != string(x.Val) {
+	for name, have := range s.sets {
+		for _, x := range e.in(name) {
+			if val, ok := have[string(x.Key)]; !ok || val != string(x.Val) {
 				return name
 			}
 		}
@@ -296,7 +331,7 @@ func (r *rules) replace(e *elements) error {
 		c.AddTable(t)
 		c.AddChain(&nftables.Chain{Name: r.mark(), Table: t})
 	}
-	for _, s := range []*nftables.Set{r.published, r.hairpin, r.ports, r.sources} {
+	for _, s := range r.sets() {
 		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("nftables set %s: %w", s.Name, err)
 		}
@@ -350,6 +385,7 @@ func (r *rules) addInet(c *nftables.Conn) {
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	rule(forward, out, ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	rule(forward, out, ct(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
+	rule(forward, in, out, ipv4(), r.sameGroup(), verdict(expr.VerdictAccept))
 	// A reset, because the kernel limits the rate of ICMP errors to one a second and peer.
 	rule(forward, out, protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rule(forward, out, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
@@ -421,6 +457,19 @@ func (r *rules) translate() []expr.Any {
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: r.published.Name, SetID: r.published.ID},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1, Specified: true},
+	}
+}
+
+// sameGroup matches packets between two addresses of one group: it looks the group of the
+// source up, and whether the destination is a member of it.
+func (r *rules) sameGroup() []expr.Any {
+	// The group takes registers 0 to 3, the destination 4.
+	const regDestination = unix.NFT_REG32_04
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Source, Len: 4},
+		&expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_1, IsDestRegSet: true, SetName: r.groups.Name, SetID: r.groups.ID},
+		&expr.Payload{DestRegister: regDestination, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
+		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.members.Name, SetID: r.members.ID},
 	}
 }
 
