@@ -150,7 +150,7 @@ func (a *agent) register(ctx context.Context) error {
 	}
 	r, err := a.ecs.Register(ctx, meta.InstanceARN)
 	if err != nil {
-		return fmt.Errorf("register: %w", err)
+		return err
 	}
 	meta.InstanceARN, meta.Cluster, meta.AZ = r.InstanceARN, r.Cluster, r.AvailabilityZone
 	if old := a.db.Meta(); old.InstanceARN != meta.InstanceARN || old.Cluster != meta.Cluster || old.BootID != a.boot {

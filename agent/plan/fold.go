@@ -32,9 +32,11 @@ func Fold(t *task.Task, k *task.Known, f task.Fact) (task.Event, bool) {
 		observe(t, k, f)
 		ev.Kind = task.EventObserved
 		if f.Observed != nil && f.Observed.Process == task.ProcessExited {
-			ev.Kind = task.EventExited
 			if before.Exit != nil {
 				return ev, false
+			}
+			if r.Exit != nil {
+				ev.Kind = task.EventExited
 			}
 		}
 	case f.Failure != nil:
@@ -221,6 +223,13 @@ func observeContainer(k *task.Known, r *task.Record, f task.Fact) {
 			r.Phase = task.Stopping
 		}
 	case task.ProcessExited:
+		if !r.StartIntent && (r.Phase == task.Ensuring || r.Phase == task.Present) {
+			// What ended was made and never started: the runtime undoes what an agent that
+			// crashed had asked it for. It is made anew.
+			r.Phase = task.Ensuring
+			r.Started = time.Time{}
+			return
+		}
 		r.Attempts, r.NotBefore = 0, time.Time{}
 		if r.Phase != task.Failed {
 			r.Phase = task.Ended

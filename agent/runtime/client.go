@@ -131,8 +131,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	host.PidsLimit = max(cfg.PidsLimit, 0)
 	options, err := typeurl.MarshalAny(&runcoptions.Options{
 		BinaryName: cfg.Runtime,
-		// A root of our own, so that ids of different daemons on one host cannot meet.
-		Root: filepath.Join(cfg.StateDir, "runc"),
+		Root:       filepath.Join(cfg.StateDir, "runc"), // see runcRoot
 	})
 	if err != nil {
 		return nil, err

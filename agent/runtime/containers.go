@@ -353,7 +353,10 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 		c.made(p.h.ID)
 		return nil
 	}
-	if leftBehind(err) {
+	if dir, ok := leftBundle(err, c.cfg.Namespace, p.h.ID); ok {
+		if err := c.clearBundle(ctx, dir, p.h); err != nil {
+			return err
+		}
 		return unavailable(fmt.Errorf("container %s: an earlier try is still being undone: %w", p.h.ID, native(err)))
 	}
 	if !isExists(err) {
@@ -361,7 +364,10 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 	}
 	r, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: p.h.ID})
 	if isNotFound(err) {
-		return unavailable(fmt.Errorf("container %s: remains of an earlier process are being cleaned up", p.h.ID))
+		if err := c.clear(ctx, p.h); err != nil {
+			return err
+		}
+		return unavailable(fmt.Errorf("container %s: remains of an earlier process were in the way", p.h.ID))
 	}
 	if err == nil && r.Process.Status == tasktypes.Status_STOPPED {
 		// Nobody asks for a process that was started once, so this one never was.

@@ -71,13 +71,6 @@ func lostShim(err error) bool {
 	return false
 }
 
-// leftBehind reports whether a process could not be made because containerd has not yet
-// undone an earlier try, whose caller went away in the middle of it: the agent crashed.
-// containerd 1.x says so in words only.
-func leftBehind(err error) bool {
-	return err != nil && !isExists(err) && strings.Contains(err.Error(), "failed to start shim") && strings.Contains(err.Error(), syscall.EEXIST.Error())
-}
-
 // noRoom reports whether the host ran out of something that may come back.
 func noRoom(err error) bool {
 	s := err.Error()

@@ -9,6 +9,8 @@ import (
 	"berth.dev/berth/agent/task"
 
 	apievents "github.com/containerd/containerd/api/events"
+	"github.com/containerd/containerd/api/services/tasks/v1"
+	tasktypes "github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/containerd/v2/core/events"
 	"github.com/containerd/typeurl/v2"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -30,6 +32,15 @@ func (c *Client) track(h handle, taskID, name string) {
 		return
 	}
 	c.known[h.ID] = &tracked{handle: h, taskID: taskID, name: name}
+}
+
+// made forgets the end of an earlier process of a container that has a new one.
+func (c *Client) made(id string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if t, ok := c.known[id]; ok {
+		t.exited, t.oom = false, false
+	}
 }
 
 func (c *Client) untrack(id string) {
@@ -165,10 +176,24 @@ func (c *Client) event(ctx context.Context, e *events.Envelope, seen func(taskID
 		}
 	case *apievents.TaskDelete:
 		// Normally our own doing, after the exit. For a killed shim it may be all there is.
-		if v.ID == "" || v.ID == v.ContainerID {
+		// It may also come late, of a process that was undone and has a successor by now.
+		if (v.ID == "" || v.ID == v.ContainerID) && !c.lives(ctx, v.ContainerID) {
 			c.exited(ctx, v.ContainerID, v.ExitStatus, v.ExitedAt, seen)
 		}
 	}
+}
+
+// lives reports whether containerd has a process of the container that has not ended.
+func (c *Client) lives(ctx context.Context, id string) bool {
+	c.mu.Lock()
+	t, ok := c.known[id]
+	told := !ok || t.exited
+	c.mu.Unlock()
+	if told {
+		return false // nothing will be told anyway
+	}
+	r, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: id})
+	return err == nil && r.Process.Status != tasktypes.Status_STOPPED
 }
 
 // exited tells the end of a container once its last process is gone.

@@ -3,6 +3,7 @@ package task
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"time"
 )
 
@@ -61,6 +62,21 @@ type Exit struct {
 	Signal    int       `json:"signal,omitempty"` // n when ended by signal n, else 0
 	OOMKilled bool      `json:"oomKilled,omitempty"`
 	At        time.Time `json:"at"`
+}
+
+// LogValue makes the exit a group of a log line.
+func (e *Exit) LogValue() slog.Value {
+	if e == nil {
+		return slog.StringValue("unknown")
+	}
+	attrs := []slog.Attr{slog.Int("code", e.Code)}
+	if e.Signal != 0 {
+		attrs = append(attrs, slog.Int("signal", e.Signal))
+	}
+	if e.OOMKilled {
+		attrs = append(attrs, slog.Bool("oomKilled", true))
+	}
+	return slog.GroupValue(attrs...)
 }
 
 // Class sorts errors by what the caller may do about them. Adapters map the errors

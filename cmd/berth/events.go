@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -47,6 +48,9 @@ place to look when a task does not do what it should.`,
 }
 
 func (a *app) eventTable(events []task.Event) *screen.Table {
+	// What is written down together is in the order of the decision, not of the clock.
+	events = slices.Clone(events)
+	slices.SortStableFunc(events, func(a, b task.Event) int { return a.At.Compare(b.At) })
 	t := &screen.Table{}
 	t.Row("TIME", "AFTER", "EVENT", "RESOURCE", "VERB", "")
 	var before time.Time

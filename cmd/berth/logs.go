@@ -44,6 +44,9 @@ running or else the newest task.`,
   berth logs 4f2c --tail 20 --timestamps`,
 		Args: args(1, 2, "TASK [CONTAINER]"),
 		RunE: func(c *cobra.Command, arg []string) error {
+			if c.Flags().Changed("tail") && o.tail < 0 {
+				return &exit{exitUsage, fmt.Errorf("--tail %d: must be 0 or more lines; see: %s --help", o.tail, c.CommandPath())}
+			}
 			api, cluster, err := a.api()
 			if err != nil {
 				return err

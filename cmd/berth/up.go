@@ -34,6 +34,11 @@ that answers on its port. What runs already is left as it is.`,
 			if err := a.needRoot(); err != nil {
 				return err
 			}
+			for name, at := range map[string]*string{"listen": &o.Listen, "region": &o.Region, "cluster": &o.Cluster} {
+				if !c.Flags().Changed(name) {
+					*at = "" // what runs already is not to be compared with a default
+				}
+			}
 			if err := a.completeOptions(&o, noSample); err != nil {
 				return err
 			}

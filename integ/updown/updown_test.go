@@ -17,6 +17,8 @@ import (
 	"testing"
 	"time"
 
+	containerd "github.com/containerd/containerd/v2/client"
+
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/system"
 	"berth.dev/berth/integ/world"
@@ -291,12 +293,18 @@ func hostsContainerd(t *testing.T, bin string) {
 	if lines := world.Diff(before, n.take()); len(lines) > 0 {
 		t.Errorf("down left:\n%s", strings.Join(lines, "\n"))
 	}
-	sets, err := world.Namespace{Address: cd.Address, Name: "berth"}.List(t.Context())
+	client, err := containerd.New(cd.Address)
 	if err != nil {
 		t.Fatalf("containerd after down: %v", err)
 	}
-	for set, items := range sets {
-		t.Errorf("down --purge left %s: %q", set, items)
+	defer client.Close()
+	left, err := client.NamespaceService().List(t.Context())
+	if err != nil {
+		t.Fatalf("containerd after down: %v", err)
+	}
+	for _, name := range left { // one that is not empty cannot be removed
+		sets, err := world.Namespace{Address: cd.Address, Name: name}.List(t.Context())
+		t.Errorf("down --purge left namespace %s: %q, %v", name, sets, err)
 	}
 	mustHold(t, "up with no containerd there", n.berth(1, "up", "--containerd", filepath.Join(n.root, "none.sock")), "does not answer", "leave --containerd")
 }

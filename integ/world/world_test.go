@@ -2,6 +2,7 @@ package world
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
 	"os/exec"
@@ -10,6 +11,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/moby/sys/mountinfo"
@@ -95,6 +97,18 @@ func TestEveryKindOfLeakIsSeenAndItsRemovalToo(t *testing.T) {
 			must(t, os.WriteFile(path, b, 0o755))
 			cmd := exec.Command(path, "600")
 			must(t, cmd.Start())
+			// The kernel closes what tells Start of the exec a moment before the new
+			// program's arguments can be read.
+			for limit := time.Now().Add(5 * time.Second); ; {
+				line, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", cmd.Process.Pid))
+				must(t, err)
+				if strings.Contains(string(line), "leaked-program") {
+					break
+				}
+				if time.Now().After(limit) {
+					t.Fatal("the program has no arguments")
+				}
+			}
 			return func() error {
 				if err := cmd.Process.Kill(); err != nil {
 					return err

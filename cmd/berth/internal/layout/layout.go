@@ -93,6 +93,17 @@ func (l Layout) Cgroup() string {
 	return "berth" + hex.EncodeToString(sum[:4])
 }
 
+// Namespace is the namespace of everything of this system in the containerd at address
+// (BERTH_CONTAINERD_NAMESPACE): "berth", and another for each system below a root that
+// uses a containerd of the host's, because an agent removes every container there that
+// is not its own.
+func (l Layout) Namespace(address string) string {
+	if l.Root == "" || address == l.ContainerdSocket() {
+		return "berth"
+	}
+	return l.Cgroup()
+}
+
 // Bridge is the interface of bridge mode (BERTH_BRIDGE) and Subnet its network
 // (BERTH_BRIDGE_SUBNET): "" for the defaults on a host's own system, and others for each
 // system below a root, whose agent takes its bridge away when it goes.
@@ -119,6 +130,7 @@ func (l Layout) sum() [sha256.Size]byte { return sha256.Sum256([]byte(l.Root)) }
 // come after it.
 type System struct {
 	URL        string `json:"url"`        // of the cluster
+	Region     string `json:"region"`     // that the cluster calls itself
 	Cluster    string `json:"cluster"`    // name the agent registers in
 	Containerd string `json:"containerd"` // address of its socket
 	Private    bool   `json:"private"`    // whether that containerd is our own

@@ -39,6 +39,19 @@ func TestEverySystemHasACgroupOfItsOwn(t *testing.T) {
 	}
 }
 
+func TestSystemsShareNoNamespaceOfAContainerd(t *testing.T) {
+	const hosts = "/run/containerd/containerd.sock"
+	one, two := Layout{Root: "/srv/one"}, Layout{Root: "/srv/two"}
+	for address, want := range map[string]bool{hosts: true, one.ContainerdSocket(): false} {
+		if got := one.Namespace(address) != "berth"; got != want {
+			t.Errorf("below a root, containerd at %s: namespace %s", address, one.Namespace(address))
+		}
+	}
+	if (Layout{}).Namespace(hosts) != "berth" || one.Namespace(hosts) == two.Namespace(hosts) {
+		t.Errorf("namespaces %s, %s, %s", Layout{}.Namespace(hosts), one.Namespace(hosts), two.Namespace(hosts))
+	}
+}
+
 func TestEverySystemHasANetworkOfItsOwn(t *testing.T) {
 	if l := (Layout{}); l.Bridge() != "" || l.Subnet() != "" {
 		t.Errorf("the host's own system has bridge %q and subnet %q, not the defaults", l.Bridge(), l.Subnet())

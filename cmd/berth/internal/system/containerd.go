@@ -18,7 +18,7 @@ func open(ctx context.Context, l layout.Layout, address string) (*runtime.Client
 	ctx, cancel := context.WithTimeout(ctx, 3*time.Second)
 	defer cancel()
 	return runtime.Open(ctx, runtime.Config{
-		Address: address, StateDir: l.Run(), LogDir: TaskLogs(l),
+		Address: address, Namespace: l.Namespace(address), StateDir: l.Run(), LogDir: TaskLogs(l),
 		Log: slog.New(slog.NewTextHandler(io.Discard, nil)), // errors are returned
 	})
 }

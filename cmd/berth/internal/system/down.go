@@ -66,7 +66,7 @@ func (s *System) Down(ctx context.Context, purge bool) (*DownReport, error) {
 		return nil, err // with an agent that runs on, nothing can be taken from under it
 	}
 	if now.Containerd != "" && (forced || purge) {
-		if err := s.sweep(ctx, now); err != nil {
+		if err := s.sweep(ctx, now, purge && !now.Private); err != nil {
 			errs = append(errs, err)
 		}
 	}
@@ -100,7 +100,10 @@ func (s *System) stopTasks(ctx context.Context, ids []string) (int, error) {
 			return 0, err
 		}
 		if proc == nil {
-			return 0, s.anyRemains(name, ids)
+			if s.cleared(ids) {
+				return 0, nil // no task was left on the host by a program that is gone
+			}
+			return 0, fmt.Errorf("the %s does not run", name)
 		}
 	}
 	state, err := s.AgentState(ctx)
@@ -179,14 +182,6 @@ func (s *System) aliveTasks(ctx context.Context) (int, error) {
 		return 0, err
 	}
 	return len(slices.DeleteFunc(tasks, func(t AgentTask) bool { return t.Known.Status == task.StatusStopped })), nil
-}
-
-// anyRemains is nil when no task was left on the host by a program that is gone.
-func (s *System) anyRemains(name string, ids []string) error {
-	if len(s.leftovers(ids)) == 0 {
-		return nil
-	}
-	return fmt.Errorf("the %s does not run", name)
 }
 
 // clearHost removes what lies outside Berth's own directories, and the run directory.

@@ -36,8 +36,9 @@ func (s *System) networkDir() string { return s.Layout.Run("network") }
 // bridge is the interface that the tasks' networks hang on.
 func (s *System) bridge() string { return cmp.Or(s.Layout.Bridge(), bridge.DefaultBridge) }
 
-// sweep ends and removes what containers are left in Berth's namespace.
-func (s *System) sweep(ctx context.Context, now layout.System) (err error) {
+// sweep ends and removes what containers are left in Berth's namespace, and with purge
+// also its images.
+func (s *System) sweep(ctx context.Context, now layout.System, purge bool) (err error) {
 	if _, err := os.Stat(now.Containerd); errors.Is(err, fs.ErrNotExist) {
 		return nil // and no way to ask what it ran
 	}
@@ -55,7 +56,10 @@ func (s *System) sweep(ctx context.Context, now layout.System) (err error) {
 	for _, o := range owned {
 		errs = append(errs, containers.Sweep(ctx, o))
 	}
-	return errors.Join(errs...)
+	if err := errors.Join(errs...); err != nil || !purge {
+		return err
+	}
+	return c.Purge(ctx)
 }
 
 // teardown removes the networks and cgroups of tasks and what they share.
@@ -228,7 +232,7 @@ func (s *System) shims() []string {
 		}
 		j := slices.Index(args, "-namespace")
 		mine := strings.HasPrefix(args[i+1], s.Layout.Run()+"/")
-		if mine || s.Layout.Root == "" && args[i+1] == SystemSocket && j >= 0 && j+1 < len(args) && args[j+1] == "berth" {
+		if mine || s.Layout.Root == "" && args[i+1] == SystemSocket && j >= 0 && j+1 < len(args) && args[j+1] == s.Layout.Namespace(SystemSocket) {
 			left = append(left, "process "+filepath.Base(filepath.Dir(file))+" (containerd-shim)")
 		}
 	}

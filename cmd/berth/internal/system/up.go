@@ -1,6 +1,7 @@
 package system
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 )
 
 // Options are what "berth up" can be told.
+// For the first three "" means as before, or the default.
 type Options struct {
 	Listen     string // address of the cluster's API
 	Region     string // the region that the cluster calls itself
@@ -80,7 +82,10 @@ func (s *System) Up(ctx context.Context, o Options) (*Report, error) {
 	if err != nil && !errors.Is(err, layout.ErrNotUp) {
 		return nil, err
 	}
-	now := layout.System{URL: "http://" + o.Listen, Cluster: o.Cluster}
+	o.Listen = cmp.Or(o.Listen, strings.TrimPrefix(before.URL, "http://"), DefaultListen)
+	o.Region = cmp.Or(o.Region, before.Region, DefaultRegion)
+	o.Cluster = cmp.Or(o.Cluster, before.Cluster, DefaultCluster)
+	now := layout.System{URL: "http://" + o.Listen, Region: o.Region, Cluster: o.Cluster}
 	if err := s.sameAsBefore(before, now); err != nil {
 		return nil, err
 	}
@@ -117,8 +122,8 @@ func (s *System) sameAsBefore(before, now layout.System) error {
 	if err != nil || proc == nil {
 		return err
 	}
-	if before.URL != now.URL || before.Cluster != now.Cluster {
-		return fmt.Errorf("Berth is up already, at %s in cluster %s; to change that run: berth down", before.URL, before.Cluster) //nolint:staticcheck // Berth is a name
+	if before.URL != now.URL || before.Region != now.Region || before.Cluster != now.Cluster {
+		return fmt.Errorf("Berth is up already, at %s in region %s and cluster %s; to change that run: berth down", before.URL, before.Region, before.Cluster) //nolint:staticcheck // Berth is a name
 	}
 	return nil
 }
@@ -311,6 +316,7 @@ func (s *System) agentEnv(o Options, now layout.System, api *operator.Client) []
 		"BERTH_LOG_DIR=" + s.Layout.Log(),
 		"BERTH_DEBUG_SOCKET=" + s.Layout.AgentSocket(),
 		"BERTH_CONTAINERD_ADDRESS=" + now.Containerd,
+		"BERTH_CONTAINERD_NAMESPACE=" + s.Layout.Namespace(now.Containerd),
 		"BERTH_CGROUP=" + s.Layout.Cgroup(),
 		"BERTH_BRIDGE=" + s.bridge(),
 		"BERTH_BRIDGE_SUBNET=" + s.Layout.Subnet(),
