@@ -161,10 +161,7 @@ func (h *Host) connect(ctx context.Context, a *Attachment, ns *eni.Namespace) er
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	h.nft.Lock()
-	err = h.rules.publish(a)
-	h.nft.Unlock()
-	if err != nil {
+	if err := h.publish(a); err != nil {
 		return err
 	}
 	if err := h.route.LinkSetUp(host); err != nil {
@@ -294,10 +291,7 @@ func (h *Host) del(ctx context.Context, k Key) error {
 	if err := h.removeLink(a.HostVeth); err != nil {
 		return err
 	}
-	h.nft.Lock()
-	err = h.rules.withdraw(a)
-	h.nft.Unlock()
-	if err != nil {
+	if err := h.withdraw(a); err != nil {
 		return err
 	}
 	if hasUDP(a.Ports) {

@@ -8,8 +8,7 @@
 //	bridge          Config.Bridge with the first address of the subnet
 //	host veth       brth<11 hex digits of a hash of bridge, container id, interface name>
 //	inet table      Config.Table: map "published" (protocol . port -> address . port),
-//	                set "hairpin", map "groups" (address -> group), set "members"
-//	                (group . address), and the chains below
+//	                set "hairpin", set "peers" (address . address), and the chains below
 //	bridge table    Config.Table: which port may send from which MAC and address
 //	<Dir>/<address> one reservation, JSON, written and fsynced before anything else of
 //	                an attachment is made and removed after everything else is gone
@@ -30,8 +29,9 @@
 // together; the forward chain lets a namespace be reached only by replies, through
 // published ports, and by namespaces of its own group (Request.Group: the containers of
 // one task), which reach it directly, at every port and with their own addresses, routed
-// by the host like all else. An attachment adds only itself to the sets of groups, so
-// that members come and go without knowing of each other. The bridge needs route_localnet for ports on 127.0.0.1, so packets
+// by the host like all else. The set "peers" has every pair of a group; it has pairs and
+// not group numbers because nftables compares no two values of a packet, and nft (1.0.6)
+// aborts when it lists the rule that does so by a second lookup. The bridge needs route_localnet for ports on 127.0.0.1, so packets
 // that arrive from it for 127.0.0.0/8 are dropped before anything else.
 //
 // The kernel's own port isolation flag is not used: where br_netfilter is active for

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/eni"
 	"berth.dev/berth/eni/enitest"
@@ -117,19 +118,14 @@ func TestAGroupForgetsItsMembers(t *testing.T) {
 func TestCheckMissesAMembership(t *testing.T) {
 	h := open(t)
 	a, ns := member(t, h, 1, "a")
-	without := *a
-	without.Group = ""
-	var with, bare elements
-	with.add(a)
-	bare.add(&without)
+	peer, _ := member(t, h, 2, "a")
+	var e elements
+	e.add(a, peer.Address)
 	c, err := newConn()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(bare.members) != 0 {
-		t.Fatal("an attachment without a group is a member of one")
-	}
-	if err := errors.Join(c.SetDeleteElements(h.rules.members, with.members), c.Flush()); err != nil {
+	if err := errors.Join(c.SetDeleteElements(h.rules.peers, e.peers), c.Flush()); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := h.Check(t.Context(), key(1), ns); KindOf(err) != Damaged {
@@ -140,5 +136,47 @@ func TestCheckMissesAMembership(t *testing.T) {
 	}
 	if _, err := h.Check(t.Context(), key(1), ns); err != nil {
 		t.Errorf("after repair: %v", err)
+	}
+}
+
+// Members that come and go at once leave exactly the pairs of those that stay.
+func TestMembersComeAndGoAtOnce(t *testing.T) {
+	h := open(t)
+	const n = 10
+	spaces := make([]string, n)
+	for i := range spaces {
+		spaces[i] = enitest.Namespace(t)
+	}
+	withNamespaces := enitest.Snapshot(t, h.cfg.Dir)
+	for range 3 {
+		var g errgroup.Group
+		for i := range n {
+			g.Go(func() error {
+				_, err := h.Add(t.Context(), Request{Key: key(i), Namespace: spaces[i], Group: "a"})
+				if err == nil && i%2 == 1 {
+					err = h.Del(t.Context(), key(i))
+				}
+				return err
+			})
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		snap, err := h.rules.read()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, want := len(snap.sets[setPeers]), n/2*(n/2-1); got != want {
+			t.Errorf("%d pairs, want %d", got, want)
+		}
+		for i := range n {
+			g.Go(func() error { return h.Del(t.Context(), key(i)) })
+		}
+		if err := g.Wait(); err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(withNamespaces, enitest.Snapshot(t, h.cfg.Dir)); diff != "" {
+			t.Errorf("left behind (-before +after):\n%s", diff)
+		}
 	}
 }

@@ -25,8 +25,7 @@ const (
 
 	setPublished = "published"
 	setHairpin   = "hairpin"
-	setGroups    = "groups"
-	setMembers   = "members"
+	setPeers     = "peers"
 	setPorts     = "ports"
 	setSources   = "sources"
 
@@ -53,12 +52,12 @@ type rules struct {
 	inet   *nftables.Table
 	bridge *nftables.Table
 
-	published, hairpin, groups, members, ports, sources *nftables.Set
+	published, hairpin, peers, ports, sources *nftables.Set
 }
 
 // sets are all sets of both tables.
 func (r *rules) sets() []*nftables.Set {
-	return []*nftables.Set{r.published, r.hairpin, r.groups, r.members, r.ports, r.sources}
+	return []*nftables.Set{r.published, r.hairpin, r.peers, r.ports, r.sources}
 }
 
 func newRules(cfg *Config) (*rules, error) {
@@ -71,15 +70,12 @@ func newRules(cfg *Config) (*rules, error) {
 	addrPort, err2 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
 	addrAddr, err3 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
 	source, err4 := nftables.ConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr)
-	// A group is 128 bits, for which an IPv6 address is the type of that size.
-	groupAddr, err5 := nftables.ConcatSetType(nftables.TypeIP6Addr, nftables.TypeIPAddr)
-	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
 		return nil, err
 	}
 	r.published = &nftables.Set{Table: r.inet, Name: setPublished, ID: 1, IsMap: true, Concatenation: true, KeyType: protoPort, DataType: addrPort}
 	r.hairpin = &nftables.Set{Table: r.inet, Name: setHairpin, ID: 2, Concatenation: true, KeyType: addrAddr}
-	r.groups = &nftables.Set{Table: r.inet, Name: setGroups, ID: 5, IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeIP6Addr}
-	r.members = &nftables.Set{Table: r.inet, Name: setMembers, ID: 6, Concatenation: true, KeyType: groupAddr}
+	r.peers = &nftables.Set{Table: r.inet, Name: setPeers, ID: 5, Concatenation: true, KeyType: addrAddr}
 	r.ports = &nftables.Set{Table: r.bridge, Name: setPorts, ID: 3, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	r.sources = &nftables.Set{Table: r.bridge, Name: setSources, ID: 4, Concatenation: true, KeyType: source}
 	return r, nil
@@ -102,7 +98,7 @@ func newConn() (*nftables.Conn, error) {
 }
 
 // elements is what the attachments contribute to the sets.
-type elements struct{ published, hairpin, groups, members, ports, sources []nftables.SetElement }
+type elements struct{ published, hairpin, peers, ports, sources []nftables.SetElement }
 
 // in returns the elements of one set, by its name.
 func (e *elements) in(set string) []nftables.SetElement {
@@ -111,22 +107,13 @@ func (e *elements) in(set string) []nftables.SetElement {
 		return e.published
 	case setHairpin:
 		return e.hairpin
-	case setGroups:
-		return e.groups
-	case setMembers:
-		return e.members
+	case setPeers:
+		return e.peers
 	case setPorts:
 		return e.ports
 	default:
 		return e.sources
 	}
-}
-
-// groupBytes is the number by which the rules know a group: a part of its hash that is long
-// enough that nobody finds two names with the same.
-func groupBytes(name string) []byte {
-	sum := sha256.Sum256([]byte(name))
-	return sum[:16]
 }
 
 func ifname(name string) []byte {
@@ -135,14 +122,14 @@ func ifname(name string) []byte {
 	return b
 }
 
-func (e *elements) add(a *Attachment) {
+// add adds what an attachment contributes, and both directions between it and each peer.
+func (e *elements) add(a *Attachment, peers ...netip.Addr) {
 	ip := a.Address.AsSlice()
 	e.hairpin = append(e.hairpin, nftables.SetElement{Key: slices.Concat(ip, ip)})
 	e.ports = append(e.ports, nftables.SetElement{Key: ifname(a.HostVeth)})
 	e.sources = append(e.sources, nftables.SetElement{Key: slices.Concat(ifname(a.HostVeth), a.hardwareAddr(), []byte{0, 0}, ip)})
-	if a.Group != "" {
-		e.groups = append(e.groups, nftables.SetElement{Key: ip, Val: groupBytes(a.Group)})
-		e.members = append(e.members, nftables.SetElement{Key: slices.Concat(groupBytes(a.Group), ip)})
+	for _, p := range peers {
+		e.peers = append(e.peers, nftables.SetElement{Key: slices.Concat(ip, p.AsSlice())}, nftables.SetElement{Key: slices.Concat(p.AsSlice(), ip)})
 	}
 	for _, p := range a.Ports {
 		for i, k := range p.keys() {
@@ -174,9 +161,9 @@ func (r *rules) each(e *elements, fn func(*nftables.Set, []nftables.SetElement) 
 }
 
 // publish adds the elements of one attachment, all or none.
-func (r *rules) publish(a *Attachment) error {
+func (r *rules) publish(a *Attachment, peers []netip.Addr) error {
 	var e elements
-	e.add(a)
+	e.add(a, peers...)
 	c, err := newConn()
 	if err != nil {
 		return err
@@ -191,9 +178,9 @@ func (r *rules) publish(a *Attachment) error {
 }
 
 // withdraw removes the elements of one attachment. Ones that are gone are success.
-func (r *rules) withdraw(a *Attachment) error {
+func (r *rules) withdraw(a *Attachment, peers []netip.Addr) error {
 	var e elements
-	e.add(a)
+	e.add(a, peers...)
 	c, err := newConn()
 	if err != nil {
 		return err
@@ -292,9 +279,9 @@ func (r *rules) read() (*snapshot, error) {
 }
 
 // lacks names a set that does not hold what a contributes to it; "" when none.
-func (s *snapshot) lacks(a *Attachment) string {
+func (s *snapshot) lacks(a *Attachment, peers []netip.Addr) string {
 	var e elements
-	e.add(a)
+	e.add(a, peers...)
 	for name, have := range s.sets {
 		for _, x := range e.in(name) {
 			if val, ok := have[string(x.Key)]; !ok || val != string(x.Val) {
@@ -375,17 +362,13 @@ func (r *rules) addInet(c *nftables.Conn) {
 	masq := []expr.Any{&expr.Masq{}}
 	snat := chain("masquerade", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	rule(snat, ipv4(), out, addrIn(ipv4Source, loopback), masq)
-	rule(snat, ipv4(), out, []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Source, Len: 4},
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
-		&expr.Lookup{SourceRegister: reg0, SetName: r.hairpin.Name, SetID: r.hairpin.ID},
-	}, masq)
+	rule(snat, ipv4(), out, pairIn(r.hairpin), masq)
 	rule(snat, ipv4(), addrIn(ipv4Source, r.cfg.Subnet), nameIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, r.cfg.Bridge), masq)
 
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	rule(forward, out, ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	rule(forward, out, ct(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
-	rule(forward, in, out, ipv4(), r.sameGroup(), verdict(expr.VerdictAccept))
+	rule(forward, in, out, ipv4(), pairIn(r.peers), verdict(expr.VerdictAccept))
 	// A reset, because the kernel limits the rate of ICMP errors to one a second and peer.
 	rule(forward, out, protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rule(forward, out, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
@@ -460,16 +443,12 @@ func (r *rules) translate() []expr.Any {
 	}
 }
 
-// sameGroup matches packets between two addresses of one group: it looks the group of the
-// source up, and whether the destination is a member of it.
-func (r *rules) sameGroup() []expr.Any {
-	// The group takes registers 0 to 3, the destination 4.
-	const regDestination = unix.NFT_REG32_04
+// pairIn matches packets whose source and destination address are an element of set.
+func pairIn(set *nftables.Set) []expr.Any {
 	return []expr.Any{
 		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Source, Len: 4},
-		&expr.Lookup{SourceRegister: reg0, DestRegister: unix.NFT_REG_1, IsDestRegSet: true, SetName: r.groups.Name, SetID: r.groups.ID},
-		&expr.Payload{DestRegister: regDestination, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
-		&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.members.Name, SetID: r.members.ID},
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
+		&expr.Lookup{SourceRegister: reg0, SetName: set.Name, SetID: set.ID},
 	}
 }
 
