@@ -42,7 +42,7 @@ func networks() []scenario {
 			running: bridgeWithPorts,
 		},
 		{
-			name: "same port twice", want: stopped(end{"client", 0, ""}, end{"main", 0, ""}, end{"other", 0, ""}),
+			name: "same port twice", want: stopped(end{"main", 0, ""}, end{"other", 0, ""}, end{"client", 0, ""}),
 			define: task(mode(types.NetworkModeBridge),
 				with(web("main", 80, port(80, 8082)), linksTo("other:peer")), web("other", 80, port(80, 8083)),
 				with(named("client", shell(fetch("peer")+"; "+fetch("main")+"; "+waits(0))), linksTo("other:peer", "main"))),
