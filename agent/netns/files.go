@@ -13,20 +13,21 @@ import (
 	"berth.dev/berth/agent/task"
 )
 
-// localHosts is what every hosts file of a task's own namespace begins with.
+// localHosts is what every hosts file of a container's own namespace begins with.
 const localHosts = `127.0.0.1	localhost
 ::1	localhost ip6-localhost ip6-loopback
 `
 
-// writeFiles makes the task's hosts, resolv.conf and hostname, and those of containers
-// that have their own settings, and fills the handle. A file that is there is kept: a
-// container may have changed it.
-func (n *Network) writeFiles(t *task.Task, h *Handle) error {
-	dir := n.filesOf(t.ID())
-	if err := os.MkdirAll(dir, 0o755); err != nil {
-		return fmt.Errorf("network files of the task: %w", err)
+// writeContainerFiles makes the hosts, resolv.conf and hostname of a container with a
+// network of its own, and fills the handle. A file that is there is kept: the container
+// may have changed it.
+func (n *Network) writeContainerFiles(t *task.Task, name string, h *Handle) error {
+	c := t.Container(name)
+	extra, err := extraHosts(c)
+	if err != nil {
+		return err
 	}
-	hosts, err := n.hostsBase(t.NetworkMode)
+	links, err := n.linkHosts(t, c)
 	if err != nil {
 		return err
 	}
@@ -34,12 +35,22 @@ func (n *Network) writeFiles(t *task.Task, h *Handle) error {
 	if err != nil {
 		return err
 	}
-	h.Hosts, h.Resolv, h.HostnameFile = filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hostname")
-	if err := errors.Join(
-		writeOnce(h.Hosts, hosts+hostLine(h, h.Hostname)),
-		writeOnce(h.Resolv, resolv),
-		writeOnce(h.HostnameFile, h.Hostname+"\n"),
-	); err != nil {
+	return h.write(n.filesOf(keyOf(t, name)), localHosts+hostLine(h)+extra+links, overrideResolv(resolv, &c.HostConfig))
+}
+
+// writeTaskFiles makes the files that the containers of a task share in host mode, and
+// those of containers that have their own settings, and fills the handle.
+func (n *Network) writeTaskFiles(t *task.Task, _ string, h *Handle) error {
+	dir := n.filesOf(t.ID())
+	hosts, err := n.hostsBase()
+	if err != nil {
+		return err
+	}
+	resolv, err := n.resolvBase(t.NetworkMode)
+	if err != nil {
+		return err
+	}
+	if err := h.write(dir, hosts, resolv); err != nil {
 		return err
 	}
 	for i := range t.Containers {
@@ -47,21 +58,13 @@ func (n *Network) writeFiles(t *task.Task, h *Handle) error {
 		own := Files{}
 		// Numbered, because a container's name may be as long as a file's.
 		file := func(kind string) string { return filepath.Join(dir, fmt.Sprintf("%s.%d", kind, i)) }
-		name := h.Hostname
-		if c.Config.Hostname != "" && t.NetworkMode != task.NetworkHost {
-			name = c.Config.Hostname
-			own.HostnameFile = file("hostname")
-			if err := writeOnce(own.HostnameFile, name+"\n"); err != nil {
-				return err
-			}
-		}
-		extra, err := extraHosts(c, h)
+		extra, err := extraHosts(c)
 		if err != nil {
 			return err
 		}
-		if extra != "" || name != h.Hostname {
+		if extra != "" {
 			own.Hosts = file("hosts")
-			if err := writeOnce(own.Hosts, hosts+hostLine(h, name)+extra); err != nil {
+			if err := writeOnce(own.Hosts, hosts+extra); err != nil {
 				return err
 			}
 		}
@@ -81,17 +84,29 @@ func (n *Network) writeFiles(t *task.Task, h *Handle) error {
 	return nil
 }
 
-// hostLine names the task's own address.
-func hostLine(h *Handle, name string) string {
+// write makes the three files in dir and enters them into the handle.
+func (h *Handle) write(dir, hosts, resolv string) error {
+	if err := os.MkdirAll(dir, 0o755); err != nil {
+		return fmt.Errorf("network files: %w", err)
+	}
+	h.Hosts, h.Resolv, h.HostnameFile = filepath.Join(dir, "hosts"), filepath.Join(dir, "resolv.conf"), filepath.Join(dir, "hostname")
+	return errors.Join(
+		writeOnce(h.Hosts, hosts),
+		writeOnce(h.Resolv, resolv),
+		writeOnce(h.HostnameFile, h.Hostname+"\n"),
+	)
+}
+
+// hostLine names the container's own address.
+func hostLine(h *Handle) string {
 	if h.IP == "" {
 		return ""
 	}
-	return h.IP + "\t" + name + "\n"
+	return h.IP + "\t" + h.Hostname + "\n"
 }
 
-// extraHosts are a container's extraHosts and, as the containers of a task share one
-// address, the names of those that it links to.
-func extraHosts(c *task.Container, h *Handle) (string, error) {
+// extraHosts are a container's extraHosts.
+func extraHosts(c *task.Container) (string, error) {
 	var b strings.Builder
 	for _, e := range c.HostConfig.ExtraHosts {
 		name, addr, ok := strings.Cut(e, ":")
@@ -100,25 +115,42 @@ func extraHosts(c *task.Container, h *Handle) (string, error) {
 		}
 		fmt.Fprintf(&b, "%s\t%s\n", strings.Trim(addr, "[]"), name)
 	}
-	if h.IP != "" {
-		for _, l := range c.Links {
-			name, alias, ok := strings.Cut(l, ":")
-			if !ok {
-				alias = name
-			}
-			if strings.ContainsAny(l, " \t\r\n#") {
-				return "", faultf(task.Invalid, "container %s: link %q: must be NAME or NAME:ALIAS", c.Name, l)
-			}
-			fmt.Fprintf(&b, "%s\t%s\n", h.IP, strings.Join(slices.Compact([]string{alias, name}), " "))
+	return b.String(), nil
+}
+
+// linkHosts are the addresses of the containers that a container links to, by alias, name
+// and host name. They must be there; in mode none there are no addresses to name.
+func (n *Network) linkHosts(t *task.Task, c *task.Container) (string, error) {
+	if t.NetworkMode != task.NetworkBridge {
+		return "", nil
+	}
+	var b strings.Builder
+	for _, l := range c.Links {
+		name, alias, ok := strings.Cut(l, ":")
+		if !ok {
+			alias = name
 		}
+		target := t.Container(name)
+		if target == nil || alias == "" || strings.ContainsAny(l, " \t\r\n#") {
+			return "", faultf(task.Invalid, "container %s: link %q: must be NAME or NAME:ALIAS of a container of the task", c.Name, l)
+		}
+		a := n.host.Lookup(attachment(keyOf(t, name)))
+		if a == nil {
+			return "", faultf(task.Unavailable, "container %s: link %q: container %s has no network yet", c.Name, l, name)
+		}
+		names := []string{alias}
+		for _, other := range []string{name, target.Config.Hostname} {
+			if other != "" && !slices.Contains(names, other) {
+				names = append(names, other)
+			}
+		}
+		fmt.Fprintf(&b, "%s\t%s\n", a.Address, strings.Join(names, " "))
 	}
 	return b.String(), nil
 }
 
-func (n *Network) hostsBase(mode string) (string, error) {
-	if mode != task.NetworkHost {
-		return localHosts, nil
-	}
+// hostsBase is the host's own hosts file.
+func (n *Network) hostsBase() (string, error) {
 	data, err := os.ReadFile(n.cfg.Hosts)
 	if errors.Is(err, fs.ErrNotExist) {
 		return localHosts, nil

@@ -1,13 +1,19 @@
-// Package netns gives a task its network: the namespace that its containers share, the
-// connection of the namespace to the host by the code of the ecs-bridge CNI plugin,
-// called in process, and the files that go over /etc/hosts, /etc/resolv.conf and
-// /etc/hostname.
+// Package netns gives tasks their networks: the namespaces of their containers, the
+// connection of these to the host by the code of the ecs-bridge CNI plugin, called in
+// process, and the files that go over /etc/hosts, /etc/resolv.conf and /etc/hostname.
 //
-//	<Dir>/namespaces/<task id>   the pinned namespace (modes bridge and none)
-//	<Dir>/bridge/                reservations of ecs-bridge, one file per address
-//	<Dir>/files/<task id>/       hosts, resolv.conf, hostname
+// In the modes bridge and none each container has a namespace of its own, with its own
+// ports and in mode bridge its own address, as people know it from Docker. Containers of
+// one task reach each other directly, by address and by the names of their links; other
+// tasks reach them through published ports. In host mode the task has one network, named
+// "task", which is the host's and has files only.
 //
-// Every name derives from the task's id. The reservation is written and fsynced before
+//	<Dir>/namespaces/<key>   the pinned namespace (modes bridge and none)
+//	<Dir>/bridge/            reservations of ecs-bridge, one file per address
+//	<Dir>/files/<key>/       hosts, resolv.conf, hostname
+//
+// The key of a container's network is the task's id, a dot and a hash of the container's
+// name, that of a task's network the id alone; so everything derives from the task. The reservation is written and fsynced before
 // anything of the connection is made and holds all of it, so it stands for the CNI
 // result that a runtime has to keep. Nothing here needs the agent to be alive
 // afterwards. Dir belongs on a file system that a reboot empties, as the network itself
@@ -23,11 +29,14 @@ package netns
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -63,11 +72,14 @@ type Config struct {
 	Log *slog.Logger
 }
 
-// ifName is the interface inside a task's namespace.
+// ifName is the interface inside a namespace.
 const ifName = "eth0"
 
-// resourceName is the one name that the network of a task has.
-const resourceName = "task"
+// sharedName is the name of the network of a task whose containers share one.
+const sharedName = "task"
+
+// separator stands between the task's id and the hash in a key; it is in no id.
+const separator = "."
 
 // vethWait bounds the wait for the kernel to take the host's interface away with its
 // namespace, and vethPoll is how often it is looked for.
@@ -91,8 +103,8 @@ type Network struct {
 	host *bridge.Host
 }
 
-// Handle is what the containers of a task need of its network; it is stored as the
-// record's handle.
+// Handle is what a container, or in host mode every container of a task, needs of its
+// network; it is stored as the record's handle.
 type Handle struct {
 	Path         string `json:"path,omitempty"` // of the namespace; empty is the host's
 	Hosts        string `json:"hosts"`          // file to mount over /etc/hosts
@@ -103,15 +115,14 @@ type Handle struct {
 	Gateway      string `json:"gateway,omitempty"`
 	MAC          string `json:"mac,omitempty"`
 
-	// Containers has the files of those containers that have their own settings.
+	// Containers has, in host mode, the files of those containers that have their own settings.
 	Containers map[string]Files `json:"containers,omitempty"`
 }
 
-// Files are one container's own files; an empty path means the task's.
+// Files are one container's own files in host mode; an empty path means the task's.
 type Files struct {
-	Hosts        string `json:"hosts,omitempty"`
-	Resolv       string `json:"resolv,omitempty"`
-	HostnameFile string `json:"hostnameFile,omitempty"`
+	Hosts  string `json:"hosts,omitempty"`
+	Resolv string `json:"resolv,omitempty"`
 }
 
 // New opens what is there. It changes nothing on the host but making Dir.
@@ -190,12 +201,34 @@ func (n *Network) TeardownHost(ctx context.Context) error {
 	)
 }
 
-func (n *Network) namespaces() string         { return filepath.Join(n.cfg.Dir, "namespaces") }
-func (n *Network) namespace(id string) string { return filepath.Join(n.namespaces(), id) }
-func (n *Network) filesOf(id string) string   { return filepath.Join(n.cfg.Dir, "files", id) }
-func attachment(id string) bridge.Key         { return bridge.Key{ID: id, IfName: ifName} }
-func safeID(id string) bool                   { return id != "" && id[0] != '.' && !strings.ContainsAny(id, "/\x00") }
-func fault(c task.Class, err error) error     { return task.Fail(c, task.ContainerNetworking, err) }
+func (n *Network) namespaces() string          { return filepath.Join(n.cfg.Dir, "namespaces") }
+func (n *Network) namespace(key string) string { return filepath.Join(n.namespaces(), key) }
+func (n *Network) filesOf(key string) string   { return filepath.Join(n.cfg.Dir, "files", key) }
+func attachment(key string) bridge.Key         { return bridge.Key{ID: key, IfName: ifName} }
+func safeID(id string) bool                    { return id != "" && !strings.ContainsAny(id, separator+"/\x00") }
+func fault(c task.Class, err error) error      { return task.Fail(c, task.ContainerNetworking, err) }
+
+// keyOf is the name on the host of one network of a task. Container names are long and
+// file names are not, hence the hash.
+func keyOf(t *task.Task, name string) string {
+	if shared(t) {
+		return t.ID()
+	}
+	sum := sha256.Sum256([]byte(name))
+	return t.ID() + separator + hex.EncodeToString(sum[:4])
+}
+
+// shared reports whether the containers of a task share one network.
+func shared(t *task.Task) bool {
+	return t.NetworkMode != task.NetworkBridge && t.NetworkMode != task.NetworkNone
+}
+
+// TaskID is the id of the task that a key on the host belongs to.
+func TaskID(key string) string {
+	id, _, _ := strings.Cut(key, separator)
+	return id
+}
+
 func faultf(c task.Class, f string, a ...any) error {
 	return task.Failf(c, task.ContainerNetworking, f, a...)
 }
@@ -225,14 +258,22 @@ func classify(err error) error {
 	return fault(class, err)
 }
 
-// Ensure makes the task's network, or finds it.
-func (n *Network) Ensure(ctx context.Context, t *task.Task, _ string, _ engine.Deps) (task.Result, error) {
+// Ensure makes the network of the container name, or of the task where all share one, or
+// finds it. The networks of the containers that it links to must be there.
+func (n *Network) Ensure(ctx context.Context, t *task.Task, name string, _ engine.Deps) (task.Result, error) {
 	id := t.ID()
 	if !safeID(id) {
 		return task.Result{}, faultf(task.Invalid, "task ARN %q has no usable id", t.ARN)
 	}
+	c := t.Container(name)
+	if c == nil && !shared(t) {
+		return task.Result{}, faultf(task.Invalid, "network %q: the task has no container of this name", name)
+	}
 	var res task.Result
 	h := Handle{Hostname: id[:min(len(id), 12)]}
+	if !shared(t) && c.Config.Hostname != "" {
+		h.Hostname = c.Config.Hostname
+	}
 	var err error
 	switch t.NetworkMode {
 	case task.NetworkHost:
@@ -241,11 +282,11 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, _ string, _ engine.D
 		}
 		res.Bindings, err = informative(t)
 	case task.NetworkNone:
-		h.Path = n.namespace(id)
+		h.Path = n.namespace(keyOf(t, name))
 		err = n.ensureNamespace(h.Path)
 	case task.NetworkBridge:
 		var a *bridge.Attachment
-		if a, err = n.ensureBridged(ctx, t); err == nil {
+		if a, err = n.ensureBridged(ctx, t, c); err == nil {
 			h.Path, h.IP, h.Gateway, h.MAC = a.Namespace, a.Address.String(), a.Gateway.String(), a.MAC
 			res.Bindings = bindings(a)
 		}
@@ -255,7 +296,11 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, _ string, _ engine.D
 	if err != nil {
 		return task.Result{}, classify(err)
 	}
-	if err := n.writeFiles(t, &h); err != nil {
+	write := n.writeContainerFiles
+	if shared(t) {
+		write = n.writeTaskFiles
+	}
+	if err := write(t, name, &h); err != nil {
 		return task.Result{}, classify(err)
 	}
 	if res.Handle, err = json.Marshal(h); err != nil {
@@ -277,23 +322,25 @@ func (n *Network) ensureNamespace(path string) error {
 
 // ensureBridged adopts a complete attachment and makes anything less anew. A failed ADD
 // is always followed by its DEL, in package bridge; one that a crash interrupted, here.
-func (n *Network) ensureBridged(ctx context.Context, t *task.Task) (*bridge.Attachment, error) {
-	id := t.ID()
-	path := n.namespace(id)
-	if n.host.Lookup(attachment(id)) != nil {
-		a, err := n.host.Check(ctx, attachment(id), path)
+// What is made anew gets new files as well: nothing uses the old ones, and they may name
+// another address.
+func (n *Network) ensureBridged(ctx context.Context, t *task.Task, c *task.Container) (*bridge.Attachment, error) {
+	key := keyOf(t, c.Name)
+	path := n.namespace(key)
+	if n.host.Lookup(attachment(key)) != nil {
+		a, err := n.host.Check(ctx, attachment(key), path)
 		if err == nil {
 			return a, nil
 		}
 		if bridge.KindOf(err) != bridge.Damaged {
 			return nil, err
 		}
-		n.log.Info("making the network of a task anew", "task", id, "err", err)
-		if err := n.removeNetwork(ctx, id); err != nil {
+		n.log.Info("making the network of a container anew", "task", t.ID(), "container", c.Name, "err", err)
+		if err := n.remove(ctx, key); err != nil {
 			return nil, err
 		}
 	}
-	ports, err := requests(t)
+	ports, err := requests(c)
 	if err != nil {
 		return nil, err
 	}
@@ -303,7 +350,7 @@ func (n *Network) ensureBridged(ctx context.Context, t *task.Task) (*bridge.Atta
 	if err := fail.Point(fail.CNIBeforeAdd); err != nil {
 		return nil, err
 	}
-	a, err := n.host.Add(ctx, bridge.Request{Key: attachment(id), Namespace: path, Ports: ports})
+	a, err := n.host.Add(ctx, bridge.Request{Key: attachment(key), Namespace: path, Ports: ports, Group: t.ID()})
 	if err == nil {
 		err = fail.Point(fail.CNIAfterAdd)
 	}
@@ -313,39 +360,39 @@ func (n *Network) ensureBridged(ctx context.Context, t *task.Task) (*bridge.Atta
 	return a, nil
 }
 
-// Remove takes the task's network away.
-func (n *Network) Remove(ctx context.Context, t *task.Task, _ string, _ task.Handle) error {
+// Remove takes one network away.
+func (n *Network) Remove(ctx context.Context, t *task.Task, name string, _ task.Handle) error {
 	if !safeID(t.ID()) {
 		return nil // Ensure made nothing
 	}
-	return classify(n.remove(ctx, t.ID()))
+	return classify(n.remove(ctx, keyOf(t, name)))
 }
 
-func (n *Network) remove(ctx context.Context, id string) error {
-	if err := n.removeNetwork(ctx, id); err != nil {
+func (n *Network) remove(ctx context.Context, key string) error {
+	if err := n.removeNetwork(ctx, key); err != nil {
 		return err
 	}
-	return os.RemoveAll(n.filesOf(id))
+	return os.RemoveAll(n.filesOf(key))
 }
 
 // removeNetwork lets the kernel take the interface away with its namespace, which it does
 // for many at once, in the background, where deleting an interface takes 20 to 30 ms under the one lock
 // that every network change needs. An interface that stays, because a process still
 // holds the namespace, is deleted.
-func (n *Network) removeNetwork(ctx context.Context, id string) error {
+func (n *Network) removeNetwork(ctx context.Context, key string) error {
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	if err := eni.RemoveNamespace(n.namespace(id)); err != nil {
+	if err := eni.RemoveNamespace(n.namespace(key)); err != nil {
 		return err
 	}
-	if a := n.host.Lookup(attachment(id)); a != nil {
+	if a := n.host.Lookup(attachment(key)); a != nil {
 		n.awaitNoLink(ctx, a.HostVeth)
 	}
 	if err := fail.Point(fail.CNIBeforeDel); err != nil {
 		return err
 	}
-	return errors.Join(n.host.Del(ctx, attachment(id)), fail.Point(fail.CNIAfterDel))
+	return errors.Join(n.host.Del(ctx, attachment(key)), fail.Point(fail.CNIAfterDel))
 }
 
 func (n *Network) awaitNoLink(ctx context.Context, name string) {
@@ -366,93 +413,102 @@ func (n *Network) awaitNoLink(ctx context.Context, name string) {
 
 // Probe says whether the network is there. One whose namespace and interface live, but
 // which lost rules or the bridge, is repaired and counts as there.
-func (n *Network) Probe(ctx context.Context, t *task.Task, _ string, _ task.Handle) (task.Observed, error) {
-	id := t.ID()
-	if !safeID(id) {
+func (n *Network) Probe(ctx context.Context, t *task.Task, name string, _ task.Handle) (task.Observed, error) {
+	if !safeID(t.ID()) {
 		return task.Observed{}, nil
 	}
+	key := keyOf(t, name)
 	switch t.NetworkMode {
 	case task.NetworkHost:
-		_, err := os.Stat(n.filesOf(id))
+		_, err := os.Stat(n.filesOf(key))
 		if errors.Is(err, fs.ErrNotExist) {
 			return task.Observed{}, nil
 		}
 		return task.Observed{Exists: err == nil}, classify(err)
 	case task.NetworkBridge:
 	default:
-		live, err := eni.Live(n.namespace(id))
+		live, err := eni.Live(n.namespace(key))
 		return task.Observed{Exists: live}, classify(err)
 	}
-	_, err := n.host.Check(ctx, attachment(id), n.namespace(id))
+	_, err := n.host.Check(ctx, attachment(key), n.namespace(key))
 	if bridge.KindOf(err) == bridge.Damaged {
-		live, liveErr := eni.Live(n.namespace(id))
-		a := n.host.Lookup(attachment(id))
+		live, liveErr := eni.Live(n.namespace(key))
+		a := n.host.Lookup(attachment(key))
 		if liveErr != nil || !live || a == nil || !n.host.HasLink(a.HostVeth) {
 			return task.Observed{}, classify(liveErr)
 		}
-		n.log.Warn("repairing the network of a task, which somebody has damaged", "task", id, "err", err)
-		if repairErr := n.host.Repair(ctx, attachment(id)); repairErr != nil {
+		n.log.Warn("repairing the network of a container, which somebody has damaged", "task", t.ID(), "container", name, "err", err)
+		if repairErr := n.host.Repair(ctx, attachment(key)); repairErr != nil {
 			return task.Observed{}, fault(task.Unavailable, errors.Join(err, repairErr))
 		}
-		if _, err = n.host.Check(ctx, attachment(id), n.namespace(id)); bridge.KindOf(err) == bridge.Damaged {
+		if _, err = n.host.Check(ctx, attachment(key), n.namespace(key)); bridge.KindOf(err) == bridge.Damaged {
 			return task.Observed{}, nil
 		}
 	}
 	return task.Observed{Exists: err == nil}, classify(err)
 }
 
-// Owned lists every network on the host by task, and interfaces on the bridge that no
+// Owned lists every network on the host with the id of its task, and interfaces on the bridge that no
 // task has.
 func (n *Network) Owned(context.Context) ([]task.Owned, error) {
-	ids := map[string]bool{}
+	keys := map[string]bool{}
 	for _, dir := range []string{n.namespaces(), filepath.Join(n.cfg.Dir, "files")} {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, classify(err)
 		}
 		for _, e := range entries {
-			ids[e.Name()] = true
+			keys[e.Name()] = true
 		}
 	}
 	for _, a := range n.host.Attachments() {
-		ids[a.ID] = true
+		keys[a.ID] = true
 	}
-	resource := task.ResourceID{Kind: task.KindNetwork, Name: resourceName}
 	var out []task.Owned
-	for id := range ids {
-		out = append(out, task.Owned{Resource: resource, TaskID: id})
+	for _, key := range slices.Sorted(maps.Keys(keys)) {
+		data, err := json.Marshal(found{Key: key})
+		if err != nil {
+			return nil, err
+		}
+		// The container's name is not known, only its hash.
+		id, name, own := strings.Cut(key, separator)
+		if !own {
+			name = sharedName
+		}
+		out = append(out, task.Owned{Resource: task.ResourceID{Kind: task.KindNetwork, Name: name}, TaskID: id, Handle: data})
 	}
-	slices.SortFunc(out, func(a, b task.Owned) int { return strings.Compare(a.TaskID, b.TaskID) })
 	strays, err := n.host.Strays()
 	if err != nil {
 		return nil, classify(err)
 	}
 	for _, name := range strays {
-		data, err := json.Marshal(stray{Interface: name})
+		data, err := json.Marshal(found{Interface: name})
 		if err != nil {
 			return nil, err
 		}
-		out = append(out, task.Owned{Resource: resource, Handle: data})
+		out = append(out, task.Owned{Resource: task.ResourceID{Kind: task.KindNetwork, Name: name}, Handle: data})
 	}
 	return out, nil
 }
 
-// stray is the handle of something that Owned found and cannot ascribe to a task.
-type stray struct {
-	Interface string `json:"interface"`
+// found is the handle of what Owned lists: a network, or an interface that it cannot
+// ascribe to a task.
+type found struct {
+	Key       string `json:"key,omitempty"`
+	Interface string `json:"interface,omitempty"`
 }
 
 // Sweep removes one thing that Owned listed.
 func (n *Network) Sweep(ctx context.Context, o task.Owned) error {
-	if o.TaskID != "" {
-		if !safeID(o.TaskID) {
-			return faultf(task.Invalid, "task id %q is not a file name", o.TaskID)
-		}
-		return classify(n.remove(ctx, o.TaskID))
-	}
-	var s stray
+	var s found
 	if err := json.Unmarshal(o.Handle, &s); err != nil {
 		return fault(task.Invalid, err)
+	}
+	if s.Key != "" {
+		if s.Key[0] == '.' || strings.ContainsAny(s.Key, "/\x00") || TaskID(s.Key) != o.TaskID {
+			return faultf(task.Invalid, "network %q of task %q is not a file name of that task", s.Key, o.TaskID)
+		}
+		return classify(n.remove(ctx, s.Key))
 	}
 	// Only what is a stray now: an interface may have got an owner since.
 	strays, err := n.host.Strays()
@@ -462,19 +518,17 @@ func (n *Network) Sweep(ctx context.Context, o task.Owned) error {
 	return classify(n.host.RemoveStray(s.Interface))
 }
 
-// requests are the task's port mappings as package bridge takes them.
-func requests(t *task.Task) ([]bridge.Port, error) {
+// requests are a container's port mappings as package bridge takes them.
+func requests(c *task.Container) ([]bridge.Port, error) {
 	var out []bridge.Port
-	for i := range t.Containers {
-		for _, p := range t.Containers[i].Ports {
-			first, count, err := span(p)
-			if err != nil {
-				return nil, &bridge.Error{Kind: bridge.Invalid, Err: fmt.Errorf("container %s: %w", t.Containers[i].Name, err)}
-			}
-			out = append(out, bridge.Port{
-				Protocol: p.Protocol, HostPort: p.HostPort, ContainerPort: first, Count: count, Label: t.Containers[i].Name,
-			})
+	for _, p := range c.Ports {
+		first, count, err := span(p)
+		if err != nil {
+			return nil, &bridge.Error{Kind: bridge.Invalid, Err: fmt.Errorf("container %s: %w", c.Name, err)}
 		}
+		out = append(out, bridge.Port{
+			Protocol: p.Protocol, HostPort: p.HostPort, ContainerPort: first, Count: count, Label: c.Name,
+		})
 	}
 	return out, nil
 }
@@ -518,14 +572,16 @@ func binding(p bridge.Port) task.Binding {
 
 // informative are the bindings of host mode, where a container's port is the host's.
 func informative(t *task.Task) (map[string][]task.Binding, error) {
-	ports, err := requests(t)
-	if err != nil {
-		return nil, err
-	}
 	out := map[string][]task.Binding{}
-	for _, p := range ports {
-		p.HostPort = p.ContainerPort
-		out[p.Label] = append(out[p.Label], binding(p))
+	for i := range t.Containers {
+		ports, err := requests(&t.Containers[i])
+		if err != nil {
+			return nil, err
+		}
+		for _, p := range ports {
+			p.HostPort = p.ContainerPort
+			out[p.Label] = append(out[p.Label], binding(p))
+		}
 	}
 	return out, nil
 }

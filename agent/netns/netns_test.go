@@ -76,9 +76,15 @@ func someTask(i int, mode string, containers ...task.Container) *task.Task {
 
 func web(ports ...task.Port) task.Container { return task.Container{Name: "web", Ports: ports} }
 
+// ensure makes the network of a task's first container, or the one of a host mode task.
 func ensure(t testing.TB, n *Network, tk *task.Task) (Handle, task.Result) {
 	t.Helper()
-	res, err := n.Ensure(t.Context(), tk, "task", engine.Deps{})
+	return ensureOf(t, n, tk, "web")
+}
+
+func ensureOf(t testing.TB, n *Network, tk *task.Task, name string) (Handle, task.Result) {
+	t.Helper()
+	res, err := n.Ensure(t.Context(), tk, name, engine.Deps{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -91,8 +97,13 @@ func ensure(t testing.TB, n *Network, tk *task.Task) (Handle, task.Result) {
 
 func remove(t testing.TB, n *Network, tk *task.Task) {
 	t.Helper()
+	removeOf(t, n, tk, "web")
+}
+
+func removeOf(t testing.TB, n *Network, tk *task.Task, name string) {
+	t.Helper()
 	for range 2 {
-		if err := n.Remove(context.Background(), tk, "task", nil); err != nil {
+		if err := n.Remove(context.Background(), tk, name, nil); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -100,7 +111,7 @@ func remove(t testing.TB, n *Network, tk *task.Task) {
 
 func exists(t testing.TB, n *Network, tk *task.Task) bool {
 	t.Helper()
-	o, err := n.Probe(t.Context(), tk, "task", nil)
+	o, err := n.Probe(t.Context(), tk, "web", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -155,8 +166,11 @@ func TestBridgeMode(t *testing.T) {
 	if got := read(t, h.Resolv); got != "nameserver 192.0.2.53\nsearch example.net\n" {
 		t.Errorf("resolv.conf %q", got)
 	}
-	side := h.Containers["side"]
-	if got, want := read(t, side.Hosts), localHosts+h.IP+"\tsidecar\n192.0.2.7\tdb\n"+h.IP+"\twww web\n"; got != want {
+	side, sideRes := ensureOf(t, n, tk, "side")
+	if side.Path == h.Path || side.IP == h.IP || len(sideRes.Bindings) != 0 || side.Hostname != "sidecar" {
+		t.Errorf("side has %+v and bindings %v", side, sideRes.Bindings)
+	}
+	if got, want := read(t, side.Hosts), localHosts+side.IP+"\tsidecar\n192.0.2.7\tdb\n"+h.IP+"\twww web\n"; got != want {
 		t.Errorf("hosts of side %q, want %q", got, want)
 	}
 	if got := read(t, side.Resolv); got != "search example.net\nnameserver 192.0.2.54\n" {
@@ -164,6 +178,10 @@ func TestBridgeMode(t *testing.T) {
 	}
 	if got := read(t, side.HostnameFile); got != "sidecar\n" {
 		t.Errorf("hostname of side %q", got)
+	}
+	removeOf(t, n, tk, "side")
+	if !exists(t, n, tk) {
+		t.Error("the network of web went with that of side")
 	}
 	remove(t, n, tk)
 	if exists(t, n, tk) {
@@ -174,6 +192,76 @@ func TestBridgeMode(t *testing.T) {
 	}
 	if diff := cmp.Diff(before, enitest.Snapshot(t, n.cfg.Dir)); diff != "" {
 		t.Errorf("remove left something:\n%s", diff)
+	}
+}
+
+// Two containers of a task serve the same port, each behind a host port of its own, and
+// reach each other directly, which no other task does.
+func TestContainersOfATaskHaveTheirOwnPorts(t *testing.T) {
+	n := open(t)
+	two := func(i int, first uint16) *task.Task {
+		other := web(task.Port{ContainerPort: 80, HostPort: first + 1, Protocol: "tcp"})
+		other.Name, other.Links = "other", []string{"web:www"}
+		return someTask(i, task.NetworkBridge, web(task.Port{ContainerPort: 80, HostPort: first, Protocol: "tcp"}), other)
+	}
+	tk, stranger := two(1, 8080), two(2, 8090)
+	if _, err := n.Ensure(t.Context(), tk, "other", engine.Deps{}); task.ClassOf(err) != task.Unavailable {
+		t.Errorf("before what it links to: %v, want unavailable", err)
+	}
+	var ends []Handle
+	for _, e := range []struct {
+		task *task.Task
+		name string
+		port uint16
+	}{{tk, "web", 8080}, {tk, "other", 8081}, {stranger, "web", 8090}} {
+		h, res := ensureOf(t, n, e.task, e.name)
+		want := map[string][]task.Binding{e.name: {{BindIP: "0.0.0.0", ContainerPort: 80, HostPort: e.port, Protocol: "tcp"}}}
+		if diff := cmp.Diff(want, res.Bindings); diff != "" {
+			t.Errorf("bindings of %s (-want +got):\n%s", e.name, diff)
+		}
+		enitest.Echo(t, h.Path, ":80")
+		if _, err := enitest.Dial("", fmt.Sprintf("127.0.0.1:%d", e.port), 3*time.Second); err != nil {
+			t.Error(err)
+		}
+		ends = append(ends, h)
+	}
+	for i, from := range ends {
+		for j, to := range ends {
+			if i == j {
+				continue
+			}
+			_, err := enitest.Dial(from.Path, to.IP+":80", 3*time.Second)
+			if want := i < 2 && j < 2; want != (err == nil) {
+				t.Errorf("%d to %d directly: %v, want reachable %t", i, j, err, want)
+			}
+		}
+	}
+	owned, err := n.Owned(t.Context())
+	if err != nil || len(owned) != 3 || owned[0].TaskID != tk.ID() || owned[1].TaskID != tk.ID() || owned[2].TaskID != stranger.ID() {
+		t.Fatalf("owned %+v, %v", owned, err)
+	}
+	for _, o := range owned[:2] {
+		for range 2 {
+			if err := n.Sweep(t.Context(), o); err != nil {
+				t.Error(err)
+			}
+		}
+	}
+	if owned, err = n.Owned(t.Context()); err != nil || len(owned) != 1 || !exists(t, n, stranger) {
+		t.Errorf("after the sweep %+v, %v", owned, err)
+	}
+}
+
+func TestSweepTakesOnlyNamesOfTheTask(t *testing.T) {
+	n := open(t)
+	for _, key := range []string{"../x", ".", "other", "other.0123"} {
+		data, err := json.Marshal(found{Key: key})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := n.Sweep(t.Context(), task.Owned{TaskID: "mine", Handle: data}); task.ClassOf(err) != task.Invalid {
+			t.Errorf("%q: %v, want invalid", key, err)
+		}
 	}
 }
 
@@ -224,7 +312,7 @@ func TestErrorsHaveClassAndName(t *testing.T) {
 		"another task":    {task.Port{ContainerPort: 80, HostPort: 8080, Protocol: "tcp"}, task.Exhausted},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := n.Ensure(t.Context(), someTask(2, task.NetworkBridge, web(c.port)), "task", engine.Deps{})
+			_, err := n.Ensure(t.Context(), someTask(2, task.NetworkBridge, web(c.port)), "web", engine.Deps{})
 			r := task.ReasonOf(err, "")
 			if task.ClassOf(err) != c.class || r.Code != task.ContainerNetworking || !strings.Contains(r.Detail, "a host port is unavailable") {
 				t.Errorf("class %q reason %v", task.ClassOf(err), r)
@@ -284,7 +372,7 @@ func TestRestartFindsAndSweeps(t *testing.T) {
 	kept, lost := someTask(1, task.NetworkBridge, web(task.Port{ContainerPort: 80, Protocol: "tcp"})), someTask(2, task.NetworkBridge, web())
 	h, res := ensure(t, n, kept)
 	ensure(t, n, lost)
-	stale := filepath.Join(n.namespaces(), fmt.Sprintf("%032x", 3)) // a file without a mount
+	stale := filepath.Join(n.namespaces(), fmt.Sprintf("%032x.01234567", 3)) // a file without a mount
 	if err := os.WriteFile(stale, nil, 0o444); err != nil {
 		t.Fatal(err)
 	}
@@ -337,7 +425,7 @@ func TestFiftyTasksAtOnce(t *testing.T) {
 	var g errgroup.Group
 	for i := range 50 {
 		g.Go(func() error {
-			_, err := n.Ensure(t.Context(), someTask(i, task.NetworkBridge, web(task.Port{ContainerPort: 80, Protocol: "tcp"})), "task", engine.Deps{})
+			_, err := n.Ensure(t.Context(), someTask(i, task.NetworkBridge, web(task.Port{ContainerPort: 80, Protocol: "tcp"})), "web", engine.Deps{})
 			return err
 		})
 	}
@@ -346,7 +434,7 @@ func TestFiftyTasksAtOnce(t *testing.T) {
 	}
 	start := time.Now()
 	for i := range 50 {
-		g.Go(func() error { return n.Remove(context.Background(), someTask(i, task.NetworkBridge), "task", nil) })
+		g.Go(func() error { return n.Remove(context.Background(), someTask(i, task.NetworkBridge), "web", nil) })
 	}
 	if err := g.Wait(); err != nil {
 		t.Fatal(err)
@@ -365,11 +453,11 @@ func TestPluginLeavesTheSameAsTheCallInProcess(t *testing.T) {
 	h, _ := ensure(t, n, tk)
 	bridgeDir := filepath.Join(n.cfg.Dir, "bridge")
 	inProcess := enitest.Snapshot(t, bridgeDir)
-	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"bridge","type":"ecs-bridge","dataDir":%q,"runtimeConfig":{"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}}`, n.cfg.Dir)
+	conf := fmt.Sprintf(`{"cniVersion":"1.1.0","name":"bridge","type":"ecs-bridge","dataDir":%q,"runtimeConfig":{"group":%q,"portMappings":[{"hostPort":8080,"containerPort":80,"protocol":"tcp"}]}}`, n.cfg.Dir, tk.ID())
 	run := func(command string) {
 		t.Helper()
 		cmd := exec.Command(plugin)
-		cmd.Env = []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + tk.ID(), "CNI_NETNS=" + h.Path, "CNI_IFNAME=eth0", "CNI_PATH=" + filepath.Dir(plugin)}
+		cmd.Env = []string{"CNI_COMMAND=" + command, "CNI_CONTAINERID=" + keyOf(tk, "web"), "CNI_NETNS=" + h.Path, "CNI_IFNAME=eth0", "CNI_PATH=" + filepath.Dir(plugin)}
 		cmd.Stdin = strings.NewReader(conf)
 		var out bytes.Buffer
 		cmd.Stdout, cmd.Stderr = &out, &out
@@ -406,7 +494,7 @@ func BenchmarkEnsureRemove(b *testing.B) {
 		t0 := time.Now()
 		ensure(b, n, tk)
 		t1 := time.Now()
-		if err := n.Remove(context.Background(), tk, "task", nil); err != nil {
+		if err := n.Remove(context.Background(), tk, "web", nil); err != nil {
 			b.Fatal(err)
 		}
 		up, down = up+t1.Sub(t0), down+time.Since(t1)

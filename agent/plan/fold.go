@@ -156,19 +156,31 @@ func observe(t *task.Task, k *task.Known, f task.Fact) {
 	// Something that containers stand on is gone. What nothing has used yet is made
 	// again; a process that has lost its network or cgroup is not repaired but ended,
 	// because it would run with less than was promised to it.
-	if !anyStarted(t, k) {
+	users, whose := t.Containers, "the task's "
+	if f.Resource.Kind == task.KindNetwork && ownNetworks(t) {
+		c := t.Container(f.Resource.Name)
+		if c == nil {
+			return
+		}
+		users, whose = []task.Container{*c}, "the container's "
+		if used := k.Resource(Container(c.Name)); used.Exit != nil || used.Phase == task.Ended {
+			r.Phase = task.Failed // its only user has ended already, and not of this
+			return
+		}
+	}
+	if !anyStarted(users, k) {
 		r.Phase = task.Ensuring
 		return
 	}
 	r.Phase = task.Failed
 	if r.Reason == nil {
-		r.Reason = &task.Reason{Code: lostCode(k, task.ResourceInitialization), Detail: "the task's " + f.Resource.Kind + " is gone from the host"}
+		r.Reason = &task.Reason{Code: lostCode(k, task.ResourceInitialization), Detail: whose + f.Resource.Kind + " is gone from the host"}
 	}
 }
 
-func anyStarted(t *task.Task, k *task.Known) bool {
-	for i := range t.Containers {
-		if r := k.Resources[Container(t.Containers[i].Name)]; r != nil && (r.StartIntent || r.Phase == task.Present) {
+func anyStarted(containers []task.Container, k *task.Known) bool {
+	for i := range containers {
+		if r := k.Resources[Container(containers[i].Name)]; r != nil && (r.StartIntent || r.Phase == task.Present) {
 			return true
 		}
 	}

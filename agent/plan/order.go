@@ -2,13 +2,14 @@ package plan
 
 import (
 	"fmt"
+	"strings"
 	"time"
 
 	"berth.dev/berth/agent/task"
 )
 
 // Validate reports why a task could never be carried out: a container name that is
-// missing or used twice, or dependencies that lead nowhere or in a circle.
+// missing or used twice, or dependencies or links that lead nowhere or in a circle.
 func Validate(t *task.Task) error {
 	if len(t.Containers) == 0 {
 		return task.Failf(task.Invalid, task.TaskDependency, "task has no containers, taskArn: %s", t.ARN)
@@ -35,8 +36,8 @@ func Validate(t *task.Task) error {
 			return true
 		}
 		mark[i] = open
-		for _, dep := range t.Containers[i].DependsOn {
-			j, known := index[dep.Container]
+		for _, name := range needs(&t.Containers[i]) {
+			j, known := index[name]
 			if !known || !visit(j) {
 				return false
 			}
@@ -51,6 +52,70 @@ func Validate(t *task.Task) error {
 		}
 	}
 	return nil
+}
+
+// needs lists the containers that c waits for with anything.
+func needs(c *task.Container) []string {
+	names := linked(c)
+	for _, dep := range c.DependsOn {
+		names = append(names, dep.Container)
+	}
+	return names
+}
+
+// linked lists the containers that c links to, each as NAME or NAME:ALIAS.
+func linked(c *task.Container) []string {
+	var names []string
+	for _, l := range c.Links {
+		name, _, _ := strings.Cut(l, ":")
+		names = append(names, name)
+	}
+	return names
+}
+
+// linksPresent reports whether the networks are there whose addresses c's network needs.
+func (d *decision) linksPresent(c *task.Container) bool {
+	if !ownNetworks(d.t) {
+		return true
+	}
+	for _, name := range linked(c) {
+		if !d.present(Network(d.t, name)) {
+			return false
+		}
+	}
+	return true
+}
+
+// links fails the networks that can never be made, because one that they need failed.
+func (d *decision) links() {
+	if d.k.Desired == task.StatusStopped || !ownNetworks(d.t) {
+		return
+	}
+	for again := true; again; { // a failure may go on along a chain of links
+		again = false
+		for i := range d.t.Containers {
+			again = d.failLinking(&d.t.Containers[i]) || again
+		}
+	}
+}
+
+func (d *decision) failLinking(c *task.Container) bool {
+	id := Network(d.t, c.Name)
+	r := d.rec(id)
+	if r.Phase != task.Absent && r.Phase != task.Ensuring || r.Verb != task.VerbNone || r.Unconfirmed {
+		return false
+	}
+	for _, name := range linked(c) {
+		if d.rec(Network(d.t, name)).Phase != task.Failed {
+			continue
+		}
+		r := d.touch(id)
+		r.Phase, r.NotBefore = task.Failed, time.Time{}
+		r.Reason = &task.Reason{Code: task.ContainerNetworking, Detail: fmt.Sprintf("container %s links to container %s, which has no network", c.Name, name)}
+		d.event(task.EventActionFailed, id, task.VerbNone, r.Reason.String())
+		return true
+	}
+	return false
 }
 
 // dependenciesMet reports whether everything that a container waits for has come
@@ -215,8 +280,9 @@ func (d *decision) relist() {
 
 // resources lists every resource of a task, in the order in which they are made.
 func resources(t *task.Task) []task.ResourceID {
-	ids := make([]task.ResourceID, 0, 3+2*len(t.Containers))
-	ids = append(ids, Admission, Cgroup, Network)
+	ids := make([]task.ResourceID, 0, 2+3*len(t.Containers))
+	ids = append(ids, Admission, Cgroup)
+	ids = append(ids, networks(t)...)
 	for i := range t.Containers {
 		ids = append(ids, Image(t.Containers[i].Name))
 	}

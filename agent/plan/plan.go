@@ -10,6 +10,9 @@
 //	           ├─ network ───────────┼─ container (created) ─ started ─ ended ─ retired
 //	           └─ image of container ┘        │ dependsOn of other containers
 //
+// A network is the task's or, in the modes bridge and none, one container's, made after
+// those of the containers that it links to, whose addresses it has to know.
+//
 // Things are made from left to right as soon as what they stand on is there, and
 // taken away from right to left. Every Remove is owed once an Ensure was intended.
 package plan
@@ -74,6 +77,7 @@ type Step struct {
 func Next(t *task.Task, k *task.Known, s Settings, now time.Time) Step {
 	d := decision{t: t, k: k, s: s, now: now, changed: make(map[task.ResourceID]bool)}
 	d.confirm()
+	d.links()
 	d.dependencies()
 	d.essential()
 	if k.Desired == task.StatusStopped {
@@ -100,12 +104,41 @@ type decision struct {
 	order   []task.ResourceID // changed, in the order of the first change
 }
 
-// Resource identifiers of a task.
+// Resource identifiers of a task as a whole.
 var (
 	Admission = task.ResourceID{Kind: task.KindAdmission, Name: "task"}
 	Cgroup    = task.ResourceID{Kind: task.KindCgroup, Name: "task"}
-	Network   = task.ResourceID{Kind: task.KindNetwork, Name: "task"}
 )
+
+// sharedNetwork is the network of a task whose containers share one.
+var sharedNetwork = task.ResourceID{Kind: task.KindNetwork, Name: "task"}
+
+// ownNetworks reports whether each container of a task has a network of its own.
+func ownNetworks(t *task.Task) bool {
+	return t.NetworkMode == task.NetworkBridge || t.NetworkMode == task.NetworkNone
+}
+
+// Network is the resource of the network that a container uses: in the modes bridge and
+// none its own, otherwise the one of the task. A container named "task" is no exception:
+// a task has networks of one kind only.
+func Network(t *task.Task, container string) task.ResourceID {
+	if ownNetworks(t) {
+		return task.ResourceID{Kind: task.KindNetwork, Name: container}
+	}
+	return sharedNetwork
+}
+
+// networks lists the networks of a task.
+func networks(t *task.Task) []task.ResourceID {
+	if !ownNetworks(t) {
+		return []task.ResourceID{sharedNetwork}
+	}
+	ids := make([]task.ResourceID, 0, len(t.Containers))
+	for i := range t.Containers {
+		ids = append(ids, Network(t, t.Containers[i].Name))
+	}
+	return ids
+}
 
 // Image is the resource of a container's image.
 func Image(container string) task.ResourceID {
@@ -205,11 +238,14 @@ func (d *decision) run() {
 		return
 	}
 	d.ensure(Cgroup, setupTimeout)
-	d.ensure(Network, setupTimeout)
 	for i := range d.t.Containers {
-		d.ensure(Image(d.t.Containers[i].Name), d.s.PullTimeout)
+		c := &d.t.Containers[i]
+		if d.linksPresent(c) {
+			d.ensure(Network(d.t, c.Name), setupTimeout)
+		}
+		d.ensure(Image(c.Name), d.s.PullTimeout)
 	}
-	if !d.present(Cgroup) || !d.present(Network) {
+	if !d.present(Cgroup) {
 		return
 	}
 	for i := range d.t.Containers {
@@ -220,6 +256,16 @@ func (d *decision) run() {
 func (d *decision) runContainer(c *task.Container) {
 	id := Container(c.Name)
 	r := d.rec(id)
+	if d.rec(Network(d.t, c.Name)).Phase == task.Failed {
+		// It is not repaired under a process, which would run with less than was promised.
+		if r.Running() {
+			d.stopContainer(c, r)
+		}
+		return
+	}
+	if !d.present(Network(d.t, c.Name)) {
+		return
+	}
 	switch {
 	case r.Phase == task.Absent || r.Phase == task.Ensuring:
 		if d.present(Image(c.Name)) && d.dependenciesMet(c) {
@@ -280,8 +326,10 @@ func (d *decision) teardown() {
 	if !free {
 		return
 	}
-	gone := d.remove(Network)
-	gone = d.remove(Cgroup) && gone
+	gone := d.remove(Cgroup)
+	for _, id := range networks(d.t) {
+		gone = d.remove(id) && gone
+	}
 	if !gone || !d.remove(Admission) {
 		return
 	}

@@ -142,9 +142,15 @@ func TestStopOrderIsTheReverseOfTheStartOrder(t *testing.T) {
 }
 
 func TestBrokenResourcesStopTheTaskWithTheirReason(t *testing.T) {
-	for _, id := range []task.ResourceID{Admission, Cgroup, Network, Image("web"), Container("web")} {
+	for _, id := range []task.ResourceID{
+		Admission, Cgroup, sharedNetwork, {Kind: task.KindNetwork, Name: "web"}, Image("web"), Container("web"),
+	} {
 		t.Run(id.String(), func(t *testing.T) {
-			s := newSim(t, 7, taskOf(task.Container{Name: "web", Essential: true}), simSpec{fail: map[task.ResourceID]task.Class{id: task.Invalid}})
+			tk := taskOf(task.Container{Name: "web", Essential: true})
+			if id == sharedNetwork {
+				tk.NetworkMode = task.NetworkHost
+			}
+			s := newSim(t, 7, tk, simSpec{fail: map[task.ResourceID]task.Class{id: task.Invalid}})
 			s.run(nil)
 			s.check()
 			final := s.sent[len(s.sent)-1]
@@ -154,6 +160,9 @@ func TestBrokenResourcesStopTheTaskWithTheirReason(t *testing.T) {
 			}
 			if want := "CannotCreateContainerError: made to fail"; told != want {
 				t.Errorf("reason %q, want %q", told, want)
+			}
+			if s.starts["web"] != 0 {
+				t.Error("the container was started")
 			}
 		})
 	}
@@ -229,6 +238,10 @@ func TestValidate(t *testing.T) {
 		{"circle", taskOf(task.Container{Name: "a", DependsOn: on("b", task.ConditionStart)}, task.Container{Name: "b", DependsOn: on("a", task.ConditionStart)}), false},
 		{"unknown", taskOf(task.Container{Name: "a", DependsOn: on("x", task.ConditionStart)}), false},
 		{"twice", taskOf(task.Container{Name: "a"}, task.Container{Name: "a"}), false},
+		{"link", taskOf(task.Container{Name: "a", Links: []string{"b:x"}}, task.Container{Name: "b"}), true},
+		{"link to itself", taskOf(task.Container{Name: "a", Links: []string{"a"}}), false},
+		{"circle of a link and a dependency", taskOf(task.Container{Name: "a", Links: []string{"b"}}, task.Container{Name: "b", DependsOn: on("a", task.ConditionStart)}), false},
+		{"unknown link", taskOf(task.Container{Name: "a", Links: []string{"x"}}), false},
 		{"none", taskOf(), false},
 		{"no name", taskOf(task.Container{}), false},
 	}
@@ -239,17 +252,30 @@ func TestValidate(t *testing.T) {
 	}
 }
 
-// randomTask draws a task with up to six containers and dependencies without circles.
+// randomTask draws a task with up to six containers, and dependencies and links without
+// circles.
 func randomTask(r *rand.Rand) (*task.Task, simSpec) {
 	spec := simSpec{exits: map[string]int{}, fail: map[task.ResourceID]task.Class{}, ignore: map[string]bool{}, flaky: r.Float64() * 0.3}
 	conditions := []task.Condition{task.ConditionStart, task.ConditionComplete, task.ConditionSuccess}
 	tk := taskOf()
+	tk.NetworkMode = []string{task.NetworkBridge, task.NetworkBridge, task.NetworkNone, task.NetworkHost}[r.IntN(4)]
+	if r.IntN(32) == 0 {
+		spec.fail[sharedNetwork] = task.Invalid
+	}
 	for i := range 1 + r.IntN(6) {
 		c := task.Container{Name: fmt.Sprintf("c%d", i), Essential: r.IntN(2) == 0, StopTimeout: time.Duration(r.IntN(20)) * time.Second}
 		for j := range i {
 			if r.IntN(4) == 0 {
 				c.DependsOn = append(c.DependsOn, task.Dependency{Container: fmt.Sprintf("c%d", j), Condition: conditions[r.IntN(len(conditions))]})
 			}
+		}
+		for j := range i {
+			if r.IntN(6) == 0 {
+				c.Links = append(c.Links, fmt.Sprintf("c%d:other", j))
+			}
+		}
+		if r.IntN(16) == 0 {
+			spec.fail[Network(tk, c.Name)] = task.Invalid
 		}
 		if r.IntN(3) == 0 {
 			spec.exits[c.Name] = r.IntN(3)
@@ -270,7 +296,7 @@ func randomTask(r *rand.Rand) (*task.Task, simSpec) {
 func FuzzPlan(f *testing.F) { fuzzPlan(f, 0) }
 
 // FuzzPlanCrash does so while the agent crashes at random and starts again from what
-// was committed.
+// was committed, and finds that networks have gone.
 func FuzzPlanCrash(f *testing.F) { fuzzPlan(f, 0.1) }
 
 func fuzzPlan(f *testing.F, crash float64) {
@@ -280,7 +306,7 @@ func fuzzPlan(f *testing.F, crash float64) {
 	f.Fuzz(func(t *testing.T, seed uint64) {
 		r := rand.New(rand.NewPCG(seed, 2))
 		tk, spec := randomTask(r)
-		spec.crash = crash
+		spec.crash, spec.lose = crash, crash
 		s := newSim(t, seed, tk, spec)
 		steps := r.IntN(200)
 		s.run(func() bool { steps--; return steps < 0 })

@@ -37,6 +37,7 @@ type simSpec struct {
 	fail   map[task.ResourceID]task.Class
 	flaky  float64 // share of actions that fail once with Unavailable
 	crash  float64 // share of steps after which the agent crashes
+	lose   float64 // share of networks that are gone after a crash
 	ignore map[string]bool
 }
 
@@ -100,6 +101,11 @@ func (s *sim) restart() {
 	}
 	s.flying, s.pending = nil, nil
 	s.crashes++
+	for _, id := range networks(s.task) { // in their order, for a seed to do the same always
+		if s.r.Float64() < s.spec.lose {
+			*s.thing(id) = thing{}
+		}
+	}
 }
 
 // step decides once and starts what was decided.
@@ -115,6 +121,7 @@ func (s *sim) step() Step {
 	s.commit()
 	s.sent = append(s.sent, st.Report...)
 	for _, a := range st.Do {
+		s.stands(a)
 		for _, f := range s.flying {
 			if f.Resource == a.Resource && f.Verb != task.VerbProbe && a.Verb != task.VerbProbe {
 				s.t.Fatalf("%v of %v while %v is in flight", a.Verb, a.Resource, f.Verb)
@@ -124,6 +131,28 @@ func (s *sim) step() Step {
 	}
 	s.done = st.Done
 	return st
+}
+
+// stands checks that what an action builds on is there as far as plan knows.
+func (s *sim) stands(a Action) {
+	c := s.task.Container(a.Resource.Name)
+	if c == nil || a.Verb != task.VerbEnsure && a.Verb != task.VerbStart {
+		return
+	}
+	var on []task.ResourceID
+	switch a.Resource.Kind {
+	case task.KindContainer:
+		on = append(on, Cgroup, Image(c.Name), Network(s.task, c.Name))
+	case task.KindNetwork:
+		for _, name := range linked(c) {
+			on = append(on, Network(s.task, name))
+		}
+	}
+	for _, id := range on {
+		if r := s.k.Resource(id); r.Phase != task.Present || r.Unconfirmed {
+			s.t.Fatalf("%v of %v, while %v is %v (unconfirmed %t)", a.Verb, a.Resource, id, r.Phase, r.Unconfirmed)
+		}
+	}
 }
 
 func (s *sim) thing(id task.ResourceID) *thing {

@@ -8,7 +8,7 @@ import (
 
 // ContainerStatus is what a container counts as (agent protocol, "Task engine: states").
 func ContainerStatus(t *task.Task, k *task.Known, name string) task.ContainerStatus {
-	r, image := k.Resource(Container(name)), k.Resource(Image(name))
+	r, image, network := k.Resource(Container(name)), k.Resource(Image(name)), k.Resource(Network(t, name))
 	switch {
 	case r.Exit != nil || r.Phase == task.Ended || r.Phase == task.Failed || image.Phase == task.Failed:
 		return task.ContainerStopped
@@ -16,6 +16,8 @@ func ContainerStatus(t *task.Task, k *task.Known, name string) task.ContainerSta
 		return task.ContainerStopped
 	case r.Running():
 		return task.ContainerRunning
+	case network.Phase == task.Failed && r.Verb == task.VerbNone && !r.Unconfirmed:
+		return task.ContainerStopped // nothing runs, and nothing will
 	case k.Desired == task.StatusStopped && r.Verb == task.VerbNone && !r.Unconfirmed:
 		// Not running when it should stop: stopped without asking the runtime.
 		return task.ContainerStopped
@@ -34,7 +36,11 @@ func (d *decision) essential() {
 	if d.k.Desired == task.StatusStopped {
 		return
 	}
-	for _, id := range []task.ResourceID{Admission, Cgroup, Network} {
+	shared := []task.ResourceID{Admission, Cgroup}
+	if !ownNetworks(d.t) {
+		shared = append(shared, sharedNetwork)
+	}
+	for _, id := range shared {
 		if r := d.rec(id); r.Phase == task.Failed {
 			d.taskReason(r.Reason)
 			d.desireStopped(id.String() + " failed")
@@ -212,10 +218,10 @@ func (d *decision) change() task.Change {
 }
 
 func (d *decision) containerChange(name string, s task.ContainerStatus) task.ContainerChange {
-	r, image := d.rec(Container(name)), d.rec(Image(name))
+	r, image, network := d.rec(Container(name)), d.rec(Image(name)), d.rec(Network(d.t, name))
 	ch := task.ContainerChange{
 		Name: name, Status: s, RuntimeID: r.RuntimeID, Digest: image.Digest,
-		Bindings: d.rec(Network).Bindings[name],
+		Bindings: network.Bindings[name],
 	}
 	if r.Exit != nil {
 		code := r.Exit.Code
@@ -229,6 +235,8 @@ func (d *decision) containerChange(name string, s task.ContainerStatus) task.Con
 		ch.Reason = r.Reason.String()
 	case image.Reason != nil && s == task.ContainerStopped:
 		ch.Reason = image.Reason.String()
+	case network.Reason != nil && s == task.ContainerStopped && ownNetworks(d.t):
+		ch.Reason = network.Reason.String()
 	}
 	return ch
 }

@@ -61,13 +61,12 @@ type (
 		Hostname     string `json:"hostname"`
 		HostnameFile string `json:"hostnameFile"`
 
-		// Containers has the files of containers with settings of their own.
+		// Containers has, in host mode, the files of containers with settings of their own.
 		Containers map[string]networkFiles `json:"containers"`
 	}
 	networkFiles struct {
-		Hosts        string `json:"hosts"`
-		Resolv       string `json:"resolv"`
-		HostnameFile string `json:"hostnameFile"`
+		Hosts  string `json:"hosts"`
+		Resolv string `json:"resolv"`
 	}
 	cgroupHandle struct {
 		Parent string `json:"parent"`
@@ -211,17 +210,22 @@ func dependency(d engine.Deps, id task.ResourceID, v any) error {
 	return nil
 }
 
+// network is the container's own network or, where it has none, that of the task.
 func network(t *task.Task, name string, d engine.Deps) (spec.Network, error) {
 	var h networkHandle
-	if err := dependency(d, task.ResourceID{Kind: task.KindNetwork, Name: "task"}, &h); err != nil {
+	id := task.ResourceID{Kind: task.KindNetwork, Name: name}
+	if r, ok := d.Get(id); !ok || len(r.Handle) == 0 {
+		id.Name = "task"
+	}
+	if err := dependency(d, id, &h); err != nil {
 		return spec.Network{}, err
 	}
 	n := spec.Network{Namespace: h.Path, Hostname: h.Hostname, Hosts: h.Hosts, Resolv: h.Resolv, HostnameFile: h.HostnameFile}
 	own := h.Containers[name]
-	n.Hosts, n.Resolv, n.HostnameFile = cmp.Or(own.Hosts, n.Hosts), cmp.Or(own.Resolv, n.Resolv), cmp.Or(own.HostnameFile, n.HostnameFile)
+	n.Hosts, n.Resolv = cmp.Or(own.Hosts, n.Hosts), cmp.Or(own.Resolv, n.Resolv)
 	if t.NetworkMode != task.NetworkHost {
 		if n.Namespace == "" {
-			return n, task.Failf(task.Invalid, task.ContainerNetworking, "the task's network namespace was not made")
+			return n, task.Failf(task.Invalid, task.ContainerNetworking, "the network namespace of container %s was not made", name)
 		}
 		return n, nil
 	}

@@ -39,7 +39,7 @@ type User struct {
 	AdditionalGIDs []uint32
 }
 
-// Network is the task's network namespace and the files that go with it.
+// Network is the container's network namespace and the files that go with it.
 type Network struct {
 	Namespace string // path; "" means the host's
 	Hostname  string

@@ -27,7 +27,7 @@ const (
 const (
 	KindAdmission = "admission" // the task's share of the host's CPU, memory and ports
 	KindCgroup    = "cgroup"    // the parent cgroup of the task; one, named "task"
-	KindNetwork   = "network"   // the network namespace of the task; one, named "task"
+	KindNetwork   = "network"   // a network namespace: named as its container, or "task" where all share one
 	KindImage     = "image"     // the image of one container; named as the container
 	KindContainer = "container" // one container and its process; named as the container
 )

@@ -42,6 +42,13 @@ func networks() []scenario {
 			running: bridgeWithPorts,
 		},
 		{
+			name: "same port twice", want: stopped(end{"main", 0, ""}, end{"other", 0, ""}, end{"client", 0, ""}),
+			define: task(mode(types.NetworkModeBridge),
+				with(web("main", 80, port(80, 8082)), linksTo("other:peer")), web("other", 80, port(80, 8083)),
+				with(named("client", shell(fetch("peer")+"; "+fetch("main")+"; "+waits(0))), linksTo("other:peer", "main"))),
+			running: samePortTwice,
+		},
+		{
 			name: "bridge alone", want: exited(end{"main", 0, ""}), output: []string{"eth0", "lo"},
 			define: task(mode(types.NetworkModeBridge), container("ls", "/sys/class/net")),
 		},
@@ -83,6 +90,31 @@ func networks() []scenario {
 				})),
 		},
 	}
+}
+
+// linksTo adds links to a container.
+func linksTo(links ...string) func(c *types.ContainerDefinition) {
+	return func(c *types.ContainerDefinition) { c.Links = links }
+}
+
+// fetch is a script that prints the page of a server on port 80, once it serves. Not
+// wget: the one in Debian's static busybox crashes. Nor names for nc, for which that one
+// needs libraries of the C library: the hosts file is read as a resolver would.
+func fetch(name string) string {
+	ip := fmt.Sprintf("$(awk '{for(i=2;i<=NF;i++) if($i==\"%s\") print $1}' /etc/hosts)", name)
+	return fmt.Sprintf("until printf 'GET / HTTP/1.0\\r\\n\\r\\n' | nc -w 5 %s 80 | tail -n 1 | grep page; do sleep 0.1; done", ip)
+}
+
+// samePortTwice reaches two containers of a task that serve the same port, from outside
+// and from a third one by the names of its links.
+func samePortTwice(t *testing.T, l *lab, tk types.Task) {
+	for port, text := range map[int]string{8082: "page of main", 8083: "page of other"} {
+		reachable(t, fmt.Sprintf("127.0.0.1:%d", port), text)
+		outside(t, fmt.Sprintf("%s:%d", host.Address, port), text)
+	}
+	l.printed(t, tk, "client", "page of other")
+	l.printed(t, tk, "client", "page of main")
+	l.printed(t, tk, "client", "ready")
 }
 
 // bridgeWithPorts reaches a task from everywhere it can be reached from.

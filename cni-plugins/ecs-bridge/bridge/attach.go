@@ -21,7 +21,14 @@ type Request struct {
 	Key
 	Namespace string // path of the network namespace
 	Ports     []Port
+
+	// Group names the attachments that may reach one another directly, at every port; ones
+	// without a group are reached through published ports only.
+	Group string
 }
+
+// maxGroup bounds the name of a group, in bytes: it is part of the reservation.
+const maxGroup = 255
 
 // maxAlias is the longest interface alias that the kernel takes.
 const maxAlias = 255
@@ -50,6 +57,9 @@ func (h *Host) add(ctx context.Context, r Request) (a *Attachment, err error) {
 	}
 	if !linkName.MatchString(r.IfName) {
 		return nil, fail(Invalid, "interface name %q is not 1 to 15 letters, digits, dots, dashes and underscores", r.IfName)
+	}
+	if len(r.Group) > maxGroup {
+		return nil, fail(Invalid, "group of %d bytes: must not be longer than %d", len(r.Group), maxGroup)
 	}
 	ns, err := eni.OpenNamespace(r.Namespace)
 	if err != nil {
@@ -92,7 +102,7 @@ func (h *Host) reserve(r Request) (*Attachment, sockets, error) {
 		return nil, nil, err
 	}
 	a := &Attachment{
-		ID: r.ID, IfName: r.IfName, Namespace: r.Namespace,
+		ID: r.ID, IfName: r.IfName, Group: r.Group, Namespace: r.Namespace,
 		Bridge: h.cfg.Bridge, HostVeth: vethName(h.cfg.Bridge, r.Key),
 		Gateway: h.cfg.gateway(), MTU: h.mtu, Ports: ports,
 	}
@@ -151,10 +161,7 @@ func (h *Host) connect(ctx context.Context, a *Attachment, ns *eni.Namespace) er
 	if err := ctx.Err(); err != nil {
 		return err
 	}
-	h.nft.Lock()
-	err = h.rules.publish(a)
-	h.nft.Unlock()
-	if err != nil {
+	if err := h.publish(a); err != nil {
 		return err
 	}
 	if err := h.route.LinkSetUp(host); err != nil {
@@ -284,10 +291,7 @@ func (h *Host) del(ctx context.Context, k Key) error {
 	if err := h.removeLink(a.HostVeth); err != nil {
 		return err
 	}
-	h.nft.Lock()
-	err = h.rules.withdraw(a)
-	h.nft.Unlock()
-	if err != nil {
+	if err := h.withdraw(a); err != nil {
 		return err
 	}
 	if hasUDP(a.Ports) {

@@ -109,6 +109,11 @@ func outside(t *testing.T) string {
 
 // With br_netfilter the kernel translates on the bridge, without it after the bridge.
 func TestPublishedPortAnswersFromEverywhere(t *testing.T) {
+	withBothNetfilters(t, testPublishedPort)
+}
+
+// withBothNetfilters runs a test with br_netfilter active and without.
+func withBothNetfilters(t *testing.T, test func(t *testing.T)) {
 	for _, netfilter := range []string{"0", "1"} {
 		t.Run("bridge-nf-call-iptables="+netfilter, func(t *testing.T) {
 			enitest.Root(t)
@@ -127,7 +132,7 @@ func TestPublishedPortAnswersFromEverywhere(t *testing.T) {
 					}
 				})
 			}
-			testPublishedPort(t)
+			test(t)
 		})
 	}
 }

@@ -159,7 +159,7 @@ func (h *Host) checkRules(a *Attachment) error {
 		seen.generation = gen
 		h.seen = seen
 	}
-	if set := h.seen.lacks(a); set != "" {
+	if set := h.seen.lacks(a, h.peers(a)); set != "" {
 		return fail(Damaged, "nftables set %s lacks an element of %s", set, a.ID)
 	}
 	return nil

@@ -8,7 +8,7 @@
 //	bridge          Config.Bridge with the first address of the subnet
 //	host veth       brth<11 hex digits of a hash of bridge, container id, interface name>
 //	inet table      Config.Table: map "published" (protocol . port -> address . port),
-//	                set "hairpin", and the chains below
+//	                set "hairpin", set "peers" (address . address), and the chains below
 //	bridge table    Config.Table: which port may send from which MAC and address
 //	<Dir>/<address> one reservation, JSON, written and fsynced before anything else of
 //	                an attachment is made and removed after everything else is gone
@@ -26,8 +26,12 @@
 // A namespace gets its address as a /32 and reaches everything through the bridge's
 // address. The bridge table lets no frame pass from port to port, and drops every
 // frame whose interface, source MAC and source address (or ARP sender) do not belong
-// together; the forward chain lets a namespace be reached only by replies and through
-// published ports. The bridge needs route_localnet for ports on 127.0.0.1, so packets
+// together; the forward chain lets a namespace be reached only by replies, through
+// published ports, and by namespaces of its own group (Request.Group: the containers of
+// one task), which reach it directly, at every port and with their own addresses, routed
+// by the host like all else. The set "peers" has every pair of a group; it has pairs and
+// not group numbers because nftables compares no two values of a packet, and nft (1.0.6)
+// aborts when it lists the rule that does so by a second lookup. The bridge needs route_localnet for ports on 127.0.0.1, so packets
 // that arrive from it for 127.0.0.0/8 are dropped before anything else.
 //
 // The kernel's own port isolation flag is not used: where br_netfilter is active for

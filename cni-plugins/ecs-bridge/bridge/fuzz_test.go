@@ -14,6 +14,7 @@ func FuzzCNIConfig(f *testing.F) {
 		`{"cniVersion":"1.0.0","name":"n","subnet":"10.1.2.3/16","mtu":9000,"portRange":"1-2","bridge":"br0","table":"t","dataDir":"/x"}`,
 		`{"cniVersion":"1.0.0","name":"n","runtimeConfig":{"portMappings":[{"hostPort":80,"containerPort":80,"protocol":"TCP"},{"containerPort":-1}]}}`,
 		`{"cniVersion":"0.4.0","name":"n","prevResult":{"cniVersion":"0.4.0","interfaces":[{"name":"a"}],"ips":[{"version":"4","address":"10.0.0.2/24","interface":7}]}}`,
+		`{"cniVersion":"1.1.0","name":"n","runtimeConfig":{"group":"task"}}`,
 		`{"cniVersion":"1.1.0","name":"n","cni.dev/valid-attachments":[{"containerID":"a","ifname":"eth0"}]}`,
 	} {
 		f.Add([]byte(s))

@@ -34,6 +34,7 @@ type Host struct {
 	mu                  sync.Mutex
 	byKey               map[Key]*Attachment
 	byAddr              map[netip.Addr]Key
+	groups              map[string]map[netip.Addr]bool // published; changed only with nft held, too
 	ports               map[portKey]Key
 	held                map[Key]sockets
 	firstPort, lastPort uint16
@@ -101,8 +102,63 @@ func (h *Host) load() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.byKey, h.byAddr, h.ports = map[Key]*Attachment{}, map[netip.Addr]Key{}, map[portKey]Key{}
+	h.groups = map[string]map[netip.Addr]bool{}
 	for _, a := range all {
 		h.remember(a)
+		h.enter(a)
+	}
+	return nil
+}
+
+// enter adds an attachment to its group; the caller holds h.mu.
+func (h *Host) enter(a *Attachment) {
+	if a.Group == "" {
+		return
+	}
+	if h.groups[a.Group] == nil {
+		h.groups[a.Group] = map[netip.Addr]bool{}
+	}
+	h.groups[a.Group][a.Address] = true
+}
+
+// peers are the addresses of the others in an attachment's group, as far as published.
+func (h *Host) peers(a *Attachment) []netip.Addr {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	var out []netip.Addr
+	for addr := range h.groups[a.Group] {
+		if addr != a.Address {
+			out = append(out, addr)
+		}
+	}
+	return out
+}
+
+// publish and withdraw put an attachment into the tables and take it out again, together
+// with its group: of two members that come or go at once, one sees the other.
+func (h *Host) publish(a *Attachment) error {
+	h.nft.Lock()
+	defer h.nft.Unlock()
+	if err := h.rules.publish(a, h.peers(a)); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	h.enter(a)
+	return nil
+}
+
+func (h *Host) withdraw(a *Attachment) error {
+	h.nft.Lock()
+	defer h.nft.Unlock()
+	if err := h.rules.withdraw(a, h.peers(a)); err != nil {
+		return err
+	}
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	delete(h.groups[a.Group], a.Address)
+	if len(h.groups[a.Group]) == 0 {
+		delete(h.groups, a.Group)
 	}
 	return nil
 }
@@ -169,7 +225,7 @@ func (h *Host) setup(ctx context.Context) error {
 	}
 	var e elements
 	for _, a := range all {
-		e.add(a)
+		e.add(a, h.peers(a)...)
 	}
 	h.nft.Lock()
 	defer h.nft.Unlock()

@@ -46,6 +46,10 @@ type NetConf struct {
 
 	RuntimeConfig struct {
 		PortMappings []PortMapping `json:"portMappings,omitempty"`
+
+		// Group is the capability of that name, this plugin's own: namespaces of one group
+		// reach each other directly.
+		Group string `json:"group,omitempty"`
 	} `json:"runtimeConfig"`
 }
 
@@ -96,6 +100,9 @@ func ParseNetConf(data []byte) (*NetConf, Config, error) {
 	}
 	if _, err := n.ports(); err != nil {
 		return nil, Config{}, err
+	}
+	if len(n.RuntimeConfig.Group) > maxGroup {
+		return nil, Config{}, fail(Invalid, "runtimeConfig.group: must not be longer than %d bytes", maxGroup)
 	}
 	return n, cfg, nil
 }
@@ -159,7 +166,9 @@ func cmdAdd(ctx context.Context, h *Host, n *NetConf, args *skel.CmdArgs) error 
 	if err := h.ready(ctx); err != nil {
 		return err
 	}
-	a, err := h.Add(ctx, Request{Key: Key{args.ContainerID, args.IfName}, Namespace: args.Netns, Ports: ports})
+	a, err := h.Add(ctx, Request{
+		Key: Key{args.ContainerID, args.IfName}, Namespace: args.Netns, Ports: ports, Group: n.RuntimeConfig.Group,
+	})
 	if err != nil {
 		return err
 	}

@@ -18,7 +18,7 @@ import (
 
 // Key names an attachment.
 type Key struct {
-	ID     string // CNI container id; the agent's task id
+	ID     string // CNI container id; the agent's key of a task's or a container's network
 	IfName string // interface inside the namespace
 }
 
@@ -38,6 +38,7 @@ func (p Port) count() int { return max(1, int(p.Count)) }
 type Attachment struct {
 	ID        string     `json:"id"`
 	IfName    string     `json:"ifName"`
+	Group     string     `json:"group,omitempty"` // attachments of one group reach each other directly
 	Namespace string     `json:"namespace"`
 	Bridge    string     `json:"bridge"`
 	HostVeth  string     `json:"hostVeth"`

@@ -21,10 +21,11 @@ import (
 // Names and numbers of the rule set.
 const (
 	// rulesVersion is raised whenever the rules below change, so that an older set is replaced.
-	rulesVersion = 1
+	rulesVersion = 2
 
 	setPublished = "published"
 	setHairpin   = "hairpin"
+	setPeers     = "peers"
 	setPorts     = "ports"
 	setSources   = "sources"
 
@@ -51,7 +52,12 @@ type rules struct {
 	inet   *nftables.Table
 	bridge *nftables.Table
 
-	published, hairpin, ports, sources *nftables.Set
+	published, hairpin, peers, ports, sources *nftables.Set
+}
+
+// sets are all sets of both tables.
+func (r *rules) sets() []*nftables.Set {
+	return []*nftables.Set{r.published, r.hairpin, r.peers, r.ports, r.sources}
 }
 
 func newRules(cfg *Config) (*rules, error) {
@@ -69,6 +75,7 @@ func newRules(cfg *Config) (*rules, error) {
 	}
 	r.published = &nftables.Set{Table: r.inet, Name: setPublished, ID: 1, IsMap: true, Concatenation: true, KeyType: protoPort, DataType: addrPort}
 	r.hairpin = &nftables.Set{Table: r.inet, Name: setHairpin, ID: 2, Concatenation: true, KeyType: addrAddr}
+	r.peers = &nftables.Set{Table: r.inet, Name: setPeers, ID: 5, Concatenation: true, KeyType: addrAddr}
 	r.ports = &nftables.Set{Table: r.bridge, Name: setPorts, ID: 3, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	r.sources = &nftables.Set{Table: r.bridge, Name: setSources, ID: 4, Concatenation: true, KeyType: source}
 	return r, nil
@@ -91,7 +98,23 @@ func newConn() (*nftables.Conn, error) {
 }
 
 // elements is what the attachments contribute to the sets.
-type elements struct{ published, hairpin, ports, sources []nftables.SetElement }
+type elements struct{ published, hairpin, peers, ports, sources []nftables.SetElement }
+
+// in returns the elements of one set, by its name.
+func (e *elements) in(set string) []nftables.SetElement {
+	switch set {
+	case setPublished:
+		return e.published
+	case setHairpin:
+		return e.hairpin
+	case setPeers:
+		return e.peers
+	case setPorts:
+		return e.ports
+	default:
+		return e.sources
+	}
+}
 
 func ifname(name string) []byte {
 	b := make([]byte, unix.IFNAMSIZ)
@@ -99,11 +122,15 @@ func ifname(name string) []byte {
 	return b
 }
 
-func (e *elements) add(a *Attachment) {
+// add adds what an attachment contributes, and both directions between it and each peer.
+func (e *elements) add(a *Attachment, peers ...netip.Addr) {
 	ip := a.Address.AsSlice()
 	e.hairpin = append(e.hairpin, nftables.SetElement{Key: slices.Concat(ip, ip)})
 	e.ports = append(e.ports, nftables.SetElement{Key: ifname(a.HostVeth)})
 	e.sources = append(e.sources, nftables.SetElement{Key: slices.Concat(ifname(a.HostVeth), a.hardwareAddr(), []byte{0, 0}, ip)})
+	for _, p := range peers {
+		e.peers = append(e.peers, nftables.SetElement{Key: slices.Concat(ip, p.AsSlice())}, nftables.SetElement{Key: slices.Concat(p.AsSlice(), ip)})
+	}
 	for _, p := range a.Ports {
 		for i, k := range p.keys() {
 			e.published = append(e.published, nftables.SetElement{
@@ -123,13 +150,10 @@ func publishedKey(k portKey) []byte {
 
 // each calls fn for every set with its elements, in chunks that fit a message.
 func (r *rules) each(e *elements, fn func(*nftables.Set, []nftables.SetElement) error) error {
-	for _, s := range []struct {
-		set  *nftables.Set
-		list []nftables.SetElement
-	}{{r.published, e.published}, {r.hairpin, e.hairpin}, {r.ports, e.ports}, {r.sources, e.sources}} {
-		for chunk := range slices.Chunk(s.list, elementsPerMessage) {
-			if err := fn(s.set, chunk); err != nil {
-				return fmt.Errorf("nftables set %s: %w", s.set.Name, err)
+	for _, s := range r.sets() {
+		for chunk := range slices.Chunk(e.in(s.Name), elementsPerMessage) {
+			if err := fn(s, chunk); err != nil {
+				return fmt.Errorf("nftables set %s: %w", s.Name, err)
 			}
 		}
 	}
@@ -137,9 +161,9 @@ func (r *rules) each(e *elements, fn func(*nftables.Set, []nftables.SetElement) 
 }
 
 // publish adds the elements of one attachment, all or none.
-func (r *rules) publish(a *Attachment) error {
+func (r *rules) publish(a *Attachment, peers []netip.Addr) error {
 	var e elements
-	e.add(a)
+	e.add(a, peers...)
 	c, err := newConn()
 	if err != nil {
 		return err
@@ -154,9 +178,9 @@ func (r *rules) publish(a *Attachment) error {
 }
 
 // withdraw removes the elements of one attachment. Ones that are gone are success.
-func (r *rules) withdraw(a *Attachment) error {
+func (r *rules) withdraw(a *Attachment, peers []netip.Addr) error {
 	var e elements
-	e.add(a)
+	e.add(a, peers...)
 	c, err := newConn()
 	if err != nil {
 		return err
@@ -240,7 +264,7 @@ func (r *rules) read() (*snapshot, error) {
 		return nil, err
 	}
 	snap := &snapshot{sets: map[string]map[string]string{}}
-	for _, s := range []*nftables.Set{r.published, r.hairpin, r.ports, r.sources} {
+	for _, s := range r.sets() {
 		have, err := c.GetSetElements(s)
 		if err != nil && !isGone(err) {
 			return nil, fmt.Errorf("list nftables set %s: %w", s.Name, err)
@@ -255,14 +279,12 @@ func (r *rules) read() (*snapshot, error) {
 }
 
 // lacks names a set that does not hold what a contributes to it; "" when none.
-func (s *snapshot) lacks(a *Attachment) string {
+func (s *snapshot) lacks(a *Attachment, peers []netip.Addr) string {
 	var e elements
-	e.add(a)
-	for name, list := range map[string][]nftables.SetElement{
-		setPublished: e.published, setHairpin: e.hairpin, setPorts: e.ports, setSources: e.sources,
-	} {
-		for _, x := range list {
-			if val, ok := s.sets[name][string(x.Key)]; !ok || val != string(x.Val) {
+	e.add(a, peers...)
+	for name, have := range s.sets {
+		for _, x := range e.in(name) {
+			if val, ok := have[string(x.Key)]; !ok || val != string(x.Val) {
 				return name
 			}
 		}
@@ -296,7 +318,7 @@ func (r *rules) replace(e *elements) error {
 		c.AddTable(t)
 		c.AddChain(&nftables.Chain{Name: r.mark(), Table: t})
 	}
-	for _, s := range []*nftables.Set{r.published, r.hairpin, r.ports, r.sources} {
+	for _, s := range r.sets() {
 		if err := c.AddSet(s, nil); err != nil {
 			return fmt.Errorf("nftables set %s: %w", s.Name, err)
 		}
@@ -340,16 +362,13 @@ func (r *rules) addInet(c *nftables.Conn) {
 	masq := []expr.Any{&expr.Masq{}}
 	snat := chain("masquerade", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
 	rule(snat, ipv4(), out, addrIn(ipv4Source, loopback), masq)
-	rule(snat, ipv4(), out, []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Source, Len: 4},
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
-		&expr.Lookup{SourceRegister: reg0, SetName: r.hairpin.Name, SetID: r.hairpin.ID},
-	}, masq)
+	rule(snat, ipv4(), out, pairIn(r.hairpin), masq)
 	rule(snat, ipv4(), addrIn(ipv4Source, r.cfg.Subnet), nameIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, r.cfg.Bridge), masq)
 
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	rule(forward, out, ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	rule(forward, out, ct(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
+	rule(forward, in, out, ipv4(), pairIn(r.peers), verdict(expr.VerdictAccept))
 	// A reset, because the kernel limits the rate of ICMP errors to one a second and peer.
 	rule(forward, out, protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rule(forward, out, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
@@ -421,6 +440,15 @@ func (r *rules) translate() []expr.Any {
 		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
 		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: r.published.Name, SetID: r.published.ID},
 		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1, Specified: true},
+	}
+}
+
+// pairIn matches packets whose source and destination address are an element of set.
+func pairIn(set *nftables.Set) []expr.Any {
+	return []expr.Any{
+		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Source, Len: 4},
+		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
+		&expr.Lookup{SourceRegister: reg0, SetName: set.Name, SetID: set.ID},
 	}
 }
 

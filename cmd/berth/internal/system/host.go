@@ -89,13 +89,13 @@ func (s *System) teardown(ctx context.Context, tasks []string) error {
 // taskIDs are the ids of the tasks that may have something on the host.
 func (s *System) taskIDs() ([]string, error) {
 	var ids []string
-	for _, dir := range []string{TaskLogs(s.Layout), filepath.Join(s.networkDir(), "namespaces"), filepath.Join(s.networkDir(), "files")} {
+	for _, dir := range []string{TaskLogs(s.Layout), filepath.Join(s.networkDir(), "namespaces"), filepath.Join(s.networkDir(), "files")} { // below the last two by keys of networks
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return nil, err
 		}
 		for _, e := range entries {
-			ids = append(ids, e.Name())
+			ids = append(ids, netns.TaskID(e.Name()))
 		}
 	}
 	slices.Sort(ids)
