@@ -192,7 +192,7 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	e, err := engine.New(engine.Config{
 		Store: a.db, Resources: a.host.resources(), Admission: a.admission(), Settings: a.settings(),
 		Parallel:    map[string]int{task.KindContainer: startConcurrency(a.c)},
-		Undelivered: a.undelivered, StoreFailed: func(err error) { a.health.Report(health.StateFailing, err) },
+		Undelivered: func(taskID string) bool { return a.undelivered(ctx, taskID) }, StoreFailed: func(err error) { a.health.Report(health.StateFailing, err) },
 		Rebooted: a.rebooted, Log: a.log,
 	})
 	if err != nil {
@@ -359,9 +359,9 @@ func (a *agent) admission() *engine.Admission {
 }
 
 // undelivered reports whether the outbox still holds rows of a task.
-func (a *agent) undelivered(taskID string) bool {
+func (a *agent) undelivered(ctx context.Context, taskID string) bool {
 	for after := uint64(0); a.db.Pending() > 0; {
-		rows, err := a.db.Outbox(context.Background(), after)
+		rows, err := a.db.Outbox(ctx, after)
 		if err != nil {
 			return true // could not ask; the task is kept a little longer
 		}
