@@ -117,7 +117,7 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 		kept := make(chan error, 1)
 		go func() { kept <- s.c.keep(nctx, t, name, p.h.ID, leads) }()
 		// A command that does not exist shows here, and is known to users as a failed start.
-		err = classify(s.c.create(nctx, p, mounts), task.CannotStartContainer)
+		err = s.c.despiteRemains(p.h.ID, classify(s.c.create(nctx, p, mounts), task.CannotStartContainer))
 		if err == nil {
 			err = failpoint.Point(failpoint.ProcessAfterCreate)
 		}
@@ -315,8 +315,10 @@ func (c *Client) record(ctx context.Context, p *planned, oci *specs.Spec, sandbo
 	}
 	_, err = c.containers.Create(ctx, r)
 	if !isExists(err) {
+		c.recorded(p.h.ID, true)
 		return err
 	}
+	c.recorded(p.h.ID, false)
 	old, err := c.containers.Get(ctx, p.h.ID)
 	if err != nil {
 		return err

@@ -22,6 +22,8 @@ type tracked struct {
 	taskID, name string
 	oom          bool // the kernel killed one of its processes for lack of memory
 	exited       bool // its end was told
+	recorded     bool // this client has made or found its record
+	remains      int  // failures to make its process that may be the fault of what an earlier try left
 }
 
 func (c *Client) track(h handle, taskID, name string) {

@@ -15,6 +15,8 @@ import (
 	"syscall"
 	"time"
 
+	"berth.dev/berth/agent/task"
+
 	"github.com/containerd/containerd/api/services/tasks/v1"
 )
 
@@ -42,6 +44,46 @@ func (c *Client) clear(ctx context.Context, h handle) error {
 // runcRoot is where the OCI runtime keeps its state: a root of our own, so that ids of
 // different daemons on one host cannot meet.
 func (c *Client) runcRoot() string { return filepath.Join(c.cfg.StateDir, "runc") }
+
+// remainsTries is how often a creation is tried again that may have met an earlier one
+// which is being undone. With the engine's delays that is some 5 s.
+const remainsTries = 5
+
+// recorded notes that a container's record is there. One that this client finds was
+// made before a crash, and so perhaps was a process.
+func (c *Client) recorded(id string, made bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t, ok := c.known[id]
+	if !ok || t.recorded {
+		return
+	}
+	t.recorded = true
+	if !made {
+		t.remains = remainsTries
+	}
+}
+
+// despiteRemains makes the failure of a creation one that passes, as long as it may come
+// from an earlier one that was cut short by a crash: while containerd undoes that, files
+// are there that should not be, or vanish, and the errors name them in many ways.
+func (c *Client) despiteRemains(id string, err error) error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	t, ok := c.known[id]
+	if err == nil || !ok {
+		return err
+	}
+	switch {
+	case task.ClassOf(err).Retriable():
+		t.remains = remainsTries // containerd went away, or was not done with the last try
+		return err
+	case task.ClassOf(err) == task.Canceled, t.remains == 0:
+		return err
+	}
+	t.remains--
+	return &task.Error{Class: task.Unavailable, Reason: task.ReasonOf(err, task.CannotStartContainer), Err: err}
+}
 
 // killOrphan ends the shim that was started for a container, unless it serves others.
 func (c *Client) killOrphan(h handle) error {
@@ -81,9 +123,9 @@ func (c *Client) killOrphan(h handle) error {
 	return nil
 }
 
-// madeBundle is what containerd 1.x says when a container's directory of its own state
-// is there already.
-var madeBundle = regexp.MustCompile(`failed to start shim: mkdir (/[^:]+): file exists`)
+// madeBundle is what containerd says when a container's directory of its own state is
+// there already.
+var madeBundle = regexp.MustCompile(`mkdir (/[^:]+): file exists`)
 
 // leftBundle reports whether a process could not be made because of what an earlier try
 // has left in containerd, and where that is: the agent or containerd itself was killed

@@ -3,6 +3,8 @@ package runtime
 import (
 	"errors"
 	"testing"
+
+	"berth.dev/berth/agent/task"
 )
 
 func TestLeftBundleIsOnlyEverTheContainersOwn(t *testing.T) {
@@ -10,6 +12,7 @@ func TestLeftBundleIsOnlyEverTheContainersOwn(t *testing.T) {
 	for _, tt := range []struct{ text, want string }{
 		{"failed to start shim: mkdir " + dir + ": file exists", dir},
 		{"rpc error: failed to start shim: mkdir " + dir + ": file exists: unknown", dir},
+		{"mkdir " + dir + ": file exists", dir}, // containerd 2.x
 		{"failed to start shim: mkdir /run/c/io.containerd.runtime.v2.task/berth/other: file exists", ""},
 		{"failed to start shim: mkdir /run/c/io.containerd.runtime.v2.task/moby/abc: file exists", ""},
 		{"failed to start shim: mkdir /berth/abc: file exists", ""},
@@ -36,5 +39,28 @@ func TestShimOf(t *testing.T) {
 		if c.isShimOf(changed, "abc") {
 			t.Errorf("taken for the container's shim: %q", changed)
 		}
+	}
+}
+
+func TestCreationsAfterACrashAreTriedAgain(t *testing.T) {
+	c := &Client{known: map[string]*tracked{"made": {}, "found": {}}}
+	bad := fail(task.Unclassified, task.CannotStartContainer, errors.New("exec: no such file"))
+	c.recorded("made", true)
+	if got := task.ClassOf(c.despiteRemains("made", bad)); got != task.Unclassified {
+		t.Errorf("a first creation fails with class %q", got)
+	}
+	c.recorded("found", false)
+	for i := range remainsTries {
+		c.recorded("found", false) // the second time it is our own
+		err := c.despiteRemains("found", bad)
+		if task.ClassOf(err) != task.Unavailable || task.ReasonOf(err, "").Code != task.CannotStartContainer {
+			t.Errorf("failure %d after a crash: %v with class %q", i, err, task.ClassOf(err))
+		}
+	}
+	if got := task.ClassOf(c.despiteRemains("found", bad)); got != task.Unclassified {
+		t.Errorf("failure that does not pass has class %q", got)
+	}
+	if c.despiteRemains("found", nil) != nil {
+		t.Error("success became an error")
 	}
 }
