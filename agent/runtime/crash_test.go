@@ -2,6 +2,7 @@ package runtime_test
 
 import (
 	"context"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -232,6 +233,8 @@ func TestShimStopped(t *testing.T) {
 		if err := syscall.Kill(p, syscall.SIGSTOP); err != nil {
 			t.Fatal(err)
 		}
+		// A thread that runs on another processor goes on for a moment.
+		eventually(t, "the shim has stopped", func() bool { return allStopped(t, p) })
 	}
 	if _, err := n.set.Probe(t.Context(), tk, "a", h); task.ClassOf(err) != task.Unavailable {
 		t.Errorf("probe: %v (class %q)", err, task.ClassOf(err))
@@ -248,6 +251,25 @@ func TestShimStopped(t *testing.T) {
 	if x := n.ended(t, tk, "a", h); x.Code != 137 {
 		t.Errorf("ended with %+v", x)
 	}
+}
+
+// allStopped reports whether every thread of a process is stopped (proc(5), state T).
+func allStopped(t *testing.T, pid int) bool {
+	t.Helper()
+	stats, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/stat", pid))
+	if err != nil || len(stats) == 0 {
+		t.Fatalf("threads of %d: %v", pid, err)
+	}
+	for _, path := range stats {
+		b, err := os.ReadFile(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, state, _ := strings.Cut(string(b), ") "); !strings.HasPrefix(state, "T") {
+			return false
+		}
+	}
+	return true
 }
 
 // A killed agent leaves anything between nothing and a created process; Ensure goes on
