@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"sync"
 	"time"
 
@@ -232,7 +234,17 @@ func (e *Engine) View(arn string) (View, bool) {
 
 // Sweep removes what adapters own on the host for tasks that are not known.
 func (e *Engine) Sweep(ctx context.Context) (removed int, err error) {
-	adapters := []Resource{e.kinds[task.KindContainer], e.kinds[task.KindNetwork], e.kinds[task.KindCgroup]}
+	// What stands on others goes first: containers, what they were given, networks, cgroups.
+	last := []string{task.KindNetwork, task.KindCgroup}
+	adapters := []Resource{e.kinds[task.KindContainer]}
+	for _, kind := range slices.Sorted(maps.Keys(e.kinds)) {
+		if kind != task.KindContainer && !slices.Contains(last, kind) {
+			adapters = append(adapters, e.kinds[kind])
+		}
+	}
+	for _, kind := range last {
+		adapters = append(adapters, e.kinds[kind])
+	}
 	return Sweep(ctx, adapters, func(taskID string) bool { return e.byID(taskID) != nil }, e.log)
 }
 

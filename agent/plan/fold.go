@@ -168,6 +168,9 @@ func observe(t *task.Task, k *task.Known, f task.Fact) {
 			return
 		}
 	}
+	if b := baseOf(t, f.Resource); b != nil {
+		users = b.usersOf(t)
+	}
 	if !anyStarted(users, k) {
 		r.Phase = task.Ensuring
 		return

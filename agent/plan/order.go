@@ -222,6 +222,9 @@ func (d *decision) dependentsStopped(name string) bool {
 // confirm asks the runtime about everything that is recorded but not confirmed,
 // which after a restart of the agent is everything.
 func (d *decision) confirm() {
+	for i := range d.bases {
+		d.confirmBase(&d.bases[i])
+	}
 	for _, id := range resources(d.t) {
 		r, recorded := d.k.Resources[id]
 		if !recorded || !r.Unconfirmed {
@@ -252,10 +255,10 @@ func needsProbe(id task.ResourceID, r *task.Record) bool {
 	switch id.Kind {
 	case task.KindContainer:
 		return r.Phase == task.Present || r.Phase == task.Stopping || r.Phase == task.Ensuring
-	case task.KindNetwork, task.KindCgroup:
-		return r.Phase == task.Present
-	default:
+	case task.KindAdmission, task.KindImage:
 		return false
+	default:
+		return r.Phase == task.Present
 	}
 }
 
@@ -283,6 +286,9 @@ func resources(t *task.Task) []task.ResourceID {
 	ids := make([]task.ResourceID, 0, 2+3*len(t.Containers))
 	ids = append(ids, Admission, Cgroup)
 	ids = append(ids, networks(t)...)
+	for _, b := range bases(t) {
+		ids = append(ids, b.id)
+	}
 	for i := range t.Containers {
 		ids = append(ids, Image(t.Containers[i].Name))
 	}

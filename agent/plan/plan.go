@@ -8,7 +8,10 @@
 //
 //	admission ─┬─ cgroup ────────────┐
 //	           ├─ network ───────────┼─ container (created) ─ started ─ ended ─ retired
-//	           └─ image of container ┘        │ dependsOn of other containers
+//	           ├─ image of container ┤        │ dependsOn of other containers
+//	           └─ bases ─────────────┘
+//
+// Bases are what only some tasks need: volumes, secrets, endpoints (see base).
 //
 // A network is the task's or, in the modes bridge and none, one container's, made after
 // those of the containers that it links to, whose addresses it has to know.
@@ -75,7 +78,7 @@ type Step struct {
 // names before it starts the actions. Calling Next again without a new fact and
 // before Step.Wake decides nothing.
 func Next(t *task.Task, k *task.Known, s Settings, now time.Time) Step {
-	d := decision{t: t, k: k, s: s, now: now, changed: make(map[task.ResourceID]bool)}
+	d := decision{t: t, k: k, s: s, now: now, bases: bases(t), changed: make(map[task.ResourceID]bool)}
 	d.confirm()
 	d.links()
 	d.dependencies()
@@ -100,6 +103,7 @@ type decision struct {
 	s       Settings
 	now     time.Time
 	step    Step
+	bases   []base
 	changed map[task.ResourceID]bool
 	order   []task.ResourceID // changed, in the order of the first change
 }
@@ -245,6 +249,7 @@ func (d *decision) run() {
 		}
 		d.ensure(Image(c.Name), d.s.PullTimeout)
 	}
+	d.makeBases()
 	if !d.present(Cgroup) {
 		return
 	}
@@ -268,7 +273,7 @@ func (d *decision) runContainer(c *task.Container) {
 	}
 	switch {
 	case r.Phase == task.Absent || r.Phase == task.Ensuring:
-		if d.present(Image(c.Name)) && d.dependenciesMet(c) {
+		if d.present(Image(c.Name)) && d.basesPresent(c.Name) && d.dependenciesMet(c) {
 			d.ensure(id, d.s.CreateTimeout)
 		}
 	case r.Phase == task.Present && r.Started.IsZero() && d.due(id):
@@ -323,7 +328,7 @@ func (d *decision) teardown() {
 	for i := range d.t.Containers {
 		free = d.freeContainer(d.t.Containers[i].Name) && free
 	}
-	if !free {
+	if !free || !d.removeBases(asProcesses) {
 		return
 	}
 	gone := d.remove(Cgroup)
@@ -342,7 +347,7 @@ func (d *decision) teardown() {
 	for i := range d.t.Containers {
 		gone = d.remove(Image(d.t.Containers[i].Name)) && gone
 	}
-	d.step.Done = gone
+	d.step.Done = gone && d.removeBases(asRecords)
 }
 
 // freeContainer frees the process of one container and reports whether it is free.

@@ -144,9 +144,11 @@ func TestStopOrderIsTheReverseOfTheStartOrder(t *testing.T) {
 func TestBrokenResourcesStopTheTaskWithTheirReason(t *testing.T) {
 	for _, id := range []task.ResourceID{
 		Admission, Cgroup, sharedNetwork, {Kind: task.KindNetwork, Name: "web"}, Image("web"), Container("web"),
+		{Kind: task.KindVolume, Name: "data"},
 	} {
 		t.Run(id.String(), func(t *testing.T) {
-			tk := taskOf(task.Container{Name: "web", Essential: true})
+			tk := taskOf(task.Container{Name: "web", Essential: true, Mounts: []task.Mount{{Volume: "data", Path: "/data"}}})
+			tk.Volumes = []task.Volume{{Name: "data", Type: "docker"}}
 			if id == sharedNetwork {
 				tk.NetworkMode = task.NetworkHost
 			}
@@ -262,6 +264,13 @@ func randomTask(r *rand.Rand) (*task.Task, simSpec) {
 	if r.IntN(32) == 0 {
 		spec.fail[sharedNetwork] = task.Invalid
 	}
+	for i := range r.IntN(3) {
+		v := task.Volume{Name: fmt.Sprintf("v%d", i), Type: "docker"}
+		tk.Volumes = append(tk.Volumes, v)
+		if r.IntN(16) == 0 {
+			spec.fail[task.ResourceID{Kind: task.KindVolume, Name: v.Name}] = task.Invalid
+		}
+	}
 	for i := range 1 + r.IntN(6) {
 		c := task.Container{Name: fmt.Sprintf("c%d", i), Essential: r.IntN(2) == 0, StopTimeout: time.Duration(r.IntN(20)) * time.Second}
 		for j := range i {
@@ -272,6 +281,11 @@ func randomTask(r *rand.Rand) (*task.Task, simSpec) {
 		for j := range i {
 			if r.IntN(6) == 0 {
 				c.Links = append(c.Links, fmt.Sprintf("c%d:other", j))
+			}
+		}
+		for _, v := range tk.Volumes {
+			if r.IntN(2) == 0 {
+				c.Mounts = append(c.Mounts, task.Mount{Volume: v.Name, Path: "/" + v.Name})
 			}
 		}
 		if r.IntN(16) == 0 {

@@ -101,7 +101,15 @@ func (s *sim) restart() {
 	}
 	s.flying, s.pending = nil, nil
 	s.crashes++
-	for _, id := range networks(s.task) { // in their order, for a seed to do the same always
+	lost := networks(s.task) // in their order, for a seed to do the same always
+	for _, b := range bases(s.task) {
+		if b.where != onHost {
+			*s.thing(b.id) = thing{}
+			continue
+		}
+		lost = append(lost, b.id)
+	}
+	for _, id := range lost {
 		if s.r.Float64() < s.spec.lose {
 			*s.thing(id) = thing{}
 		}
@@ -135,6 +143,10 @@ func (s *sim) step() Step {
 
 // stands checks that what an action builds on is there as far as plan knows.
 func (s *sim) stands(a Action) {
+	if b := baseOf(s.task, a.Resource); b != nil {
+		s.standsOn(a, b.after)
+		return
+	}
 	c := s.task.Container(a.Resource.Name)
 	if c == nil || a.Verb != task.VerbEnsure && a.Verb != task.VerbStart {
 		return
@@ -143,10 +155,22 @@ func (s *sim) stands(a Action) {
 	switch a.Resource.Kind {
 	case task.KindContainer:
 		on = append(on, Cgroup, Image(c.Name), Network(s.task, c.Name))
+		for _, b := range bases(s.task) {
+			if b.uses(c.Name) && a.Verb == task.VerbEnsure {
+				on = append(on, b.id)
+			}
+		}
 	case task.KindNetwork:
 		for _, name := range linked(c) {
 			on = append(on, Network(s.task, name))
 		}
+	}
+	s.standsOn(a, on)
+}
+
+func (s *sim) standsOn(a Action, on []task.ResourceID) {
+	if a.Verb != task.VerbEnsure && a.Verb != task.VerbStart {
+		return
 	}
 	for _, id := range on {
 		if r := s.k.Resource(id); r.Phase != task.Present || r.Unconfirmed {

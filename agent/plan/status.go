@@ -47,6 +47,11 @@ func (d *decision) essential() {
 			return
 		}
 	}
+	if id, reason, failed := d.failedBase(); failed {
+		d.taskReason(reason)
+		d.desireStopped(id.String() + " failed")
+		return
+	}
 	for i := range d.t.Containers {
 		c := &d.t.Containers[i]
 		if c.Essential && ContainerStatus(d.t, d.k, c.Name) == task.ContainerStopped {
