@@ -39,7 +39,7 @@ func refused(code, format string, args ...any) error {
 
 // A Verifier checks signatures. It may be used by many goroutines.
 type Verifier struct {
-	// Region is the only one that requests may be signed for.
+	// Region is the only one that requests may be signed for; "" takes any.
 	Region string
 	// Secret finds the secret of an access key id.
 	Secret func(accessKeyID string) (secret string, ok bool)
@@ -60,6 +60,16 @@ type credentials struct {
 	signature string
 }
 
+// Scope is the region and the service that a request says it was signed for, which only
+// Verify can confirm; both are "" for a request without a signature.
+func Scope(r *http.Request) (region, service string) {
+	c, err := parse(r)
+	if err != nil {
+		return "", ""
+	}
+	return c.region, c.service
+}
+
 // Verify checks that r, whose body has been read into body, was signed for
 // the service, and returns the access key id. A refusal is an *Error.
 func (v *Verifier) Verify(r *http.Request, body []byte, service string) (string, error) {
@@ -75,7 +85,7 @@ func (v *Verifier) Verify(r *http.Request, body []byte, service string) (string,
 	if err != nil {
 		return "", err
 	}
-	sum := sha256.Sum256([]byte(canonical(r, body, c.headers)))
+	sum := sha256.Sum256([]byte(canonical(r, body, c)))
 	text := strings.Join([]string{
 		algorithm, date,
 		strings.Join([]string{c.date, c.region, c.service, terminator}, "/"),
@@ -161,7 +171,7 @@ func (v *Verifier) checkScope(r *http.Request, c credentials, service string) (s
 	if c.service != service {
 		return "", refused("InvalidSignatureException", "Credential should be scoped to correct service: '%s'.", service)
 	}
-	if c.region != v.Region {
+	if v.Region != "" && c.region != v.Region {
 		return "", refused("InvalidSignatureException", "Credential should be scoped to a valid region, not '%.64s'; this cluster is in '%s'.", c.region, v.Region)
 	}
 	now := time.Now
@@ -205,12 +215,16 @@ func sign(key []byte, text string) []byte {
 	return h.Sum(nil)
 }
 
-// canonical is the canonical request.
-func canonical(r *http.Request, body []byte, headers []string) string {
+// canonical is the canonical request. Paths are escaped twice for every service but S3.
+func canonical(r *http.Request, body []byte, c credentials) string {
 	var b strings.Builder
+	headers, path := c.headers, cmp.Or(r.URL.EscapedPath(), "/")
+	if c.service != "s3" {
+		path = escape(path, true)
+	}
 	b.WriteString(r.Method)
 	b.WriteByte('\n')
-	b.WriteString(escape(cmp.Or(r.URL.EscapedPath(), "/"), true))
+	b.WriteString(path)
 	b.WriteByte('\n')
 	b.WriteString(canonicalQuery(r.URL.RawQuery))
 	b.WriteByte('\n')
