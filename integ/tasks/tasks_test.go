@@ -1,7 +1,19 @@
 // Package tasks runs real containers by the ECS API and compares what DescribeTasks
 // shows of them, what they print, and what the kernel says of them, with what their
-// definitions promise. Every scenario runs on Debian's containerd and on the one that
-// Berth brings.
+// definitions promise.
+//
+// It is a table. A row is a scenario: a task definition, the outcome that DescribeTasks
+// must show, the lines that the container "main" must print, and functions that look at
+// the task while it runs and after its end. A topic is a list of rows and has a file of
+// its own, named after it. To add rows, add them to the list of their topic; to add a
+// topic, write its file with a function that returns its rows, and name that function in
+// topics. Rows are named in plain words, and no two alike.
+//
+// All rows run in one system, a bounded number at a time, once on Debian's containerd and
+// once on the one that Berth brings, with the settings in agentSettings. They share one
+// host, so each keeps to itself: no fixed host port that another row uses, no image of
+// one row removed by another, no change of the system. What a row needs of files on the
+// host it makes below t.TempDir.
 package tasks
 
 import (
@@ -31,34 +43,6 @@ func TestMain(m *testing.M) { host.Main(m) }
 type lab struct {
 	*system.System
 	registry *testimage.Registry
-}
-
-func TestTasks(t *testing.T) {
-	bin := system.Programs(t, system.Containerd2) // they serve the other kind as well
-	for _, kind := range []string{system.Containerd1, system.Containerd2} {
-		t.Run(kind, func(t *testing.T) {
-			r := testimage.NewRegistry()
-			t.Cleanup(r.Close)
-			l := &lab{registry: r, System: system.Start(t, system.Options{Containerd: kind, Programs: bin, AgentEnv: []string{
-				"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10s", "ECS_CONTAINER_STOP_TIMEOUT=5s",
-				"BERTH_LOG_FILE_SIZE=4096", "BERTH_LOG_FILES=3",
-				"ECS_DYNAMIC_HOST_PORT_RANGE=40000-40099",
-			}})}
-			t.Run("all", func(t *testing.T) {
-				for _, group := range [][]scenario{processes(), ends(), failures(), limits(), networks(), images(), logs()} {
-					for _, sc := range group {
-						t.Run(strings.ReplaceAll(sc.name, " ", "-"), func(t *testing.T) {
-							t.Parallel()
-							l.play(t, sc)
-						})
-					}
-				}
-			})
-			if !t.Failed() {
-				l.WaitClean(40 * time.Second)
-			}
-		})
-	}
 }
 
 // scenario is one task from its definition to its end.
