@@ -21,6 +21,7 @@ import (
 	"github.com/coder/websocket"
 	"github.com/google/go-cmp/cmp"
 
+	"berth.dev/berth/agent/session"
 	wire "berth.dev/berth/wire/acs"
 )
 
@@ -85,7 +86,7 @@ func config(endpoint string, h Handler) Config {
 		Endpoint:    func(context.Context) (string, error) { return endpoint, nil },
 		Credentials: keys{}, Region: "eu-west-1", Cluster: "lab", InstanceARN: instance,
 		AgentVersion: "1.0.0", AgentHash: "abcdef12", RuntimeVersion: "containerd", Handler: h,
-		Timing: Timing{Random: func(time.Duration) time.Duration { return 0 }},
+		Timing: session.Timing{Random: func(time.Duration) time.Duration { return 0 }},
 		Log:    slog.New(slog.NewTextHandler(io.Discard, nil)),
 	}
 }
@@ -232,8 +233,8 @@ func TestTLS(t *testing.T) {
 			failed := make(chan error, 8)
 			c := config(url, h)
 			c.TLS = cfg
-			c.Observe = func(s State, err error) {
-				if s == Connected {
+			c.Observe = func(s session.State, err error) {
+				if s == session.Connected {
 					err = nil
 				}
 				select {
@@ -273,7 +274,7 @@ func TestRedirectIsRefused(t *testing.T) {
 	defer server.Close()
 	failed := make(chan error, 1)
 	c := config(server.URL, &recorder{})
-	c.Observe = func(_ State, err error) {
+	c.Observe = func(_ session.State, err error) {
 		select {
 		case failed <- err:
 		default:
@@ -486,9 +487,9 @@ func TestRefusalsBackOff(t *testing.T) {
 }
 
 func TestDeregisteredInstanceWaitsAnHour(t *testing.T) {
-	var states []State
+	var states []session.State
 	starts, _ := inBubble(t, 90*time.Minute, func(c *Config) {
-		c.Observe = func(s State, _ error) { states = append(states, s) }
+		c.Observe = func(s session.State, _ error) { states = append(states, s) }
 	}, func(n int, w http.ResponseWriter, r *http.Request) {
 		if n > 1 {
 			hold(t, 30*time.Second)(w, r)
@@ -498,7 +499,7 @@ func TestDeregisteredInstanceWaitsAnHour(t *testing.T) {
 		_, _ = io.WriteString(w, `{"type":"InactiveInstanceException","message":{"message":"gone"}}`) // the client may be gone
 	})
 	expectStarts(t, starts, 0, time.Hour)
-	if d := cmp.Diff([]State{Deregistered, Connected}, states); d != "" {
+	if d := cmp.Diff([]session.State{session.Deregistered, session.Connected}, states); d != "" {
 		t.Error(d)
 	}
 }

@@ -2,32 +2,22 @@ package acs
 
 import (
 	"context"
-	"crypto/sha256"
-	"crypto/tls"
-	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
-	"net/http"
 	"net/url"
 	"strconv"
-	"strings"
 	"time"
 
-	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
-	"github.com/coder/websocket"
+	"golang.org/x/time/rate"
 
+	"berth.dev/berth/agent/session"
 	wire "berth.dev/berth/wire/acs"
 )
 
 // Client keeps a session to the cluster.
 type Client struct {
-	c      Config
-	http   *http.Client
-	signer *v4.Signer
-	// sendCredentials is true until a connection has succeeded: the cluster then sends
-	// the credentials of all tasks, which an agent forgets when it ends.
-	sendCredentials bool
+	c     Config
+	s     *session.Client
+	noise rate.Sometimes
 }
 
 // New makes a client. It does nothing until Run.
@@ -35,157 +25,25 @@ func New(c Config) (*Client, error) {
 	if err := c.check(); err != nil {
 		return nil, err
 	}
-	c.Timing = c.Timing.withDefaults()
-	config := &tls.Config{}
-	if c.TLS != nil {
-		config = c.TLS.Clone()
+	cl := &Client{c: c, noise: rate.Sometimes{First: 10, Interval: time.Second}}
+	var err error
+	cl.s, err = session.New(session.Config{
+		Service: "ACS", Endpoint: c.Endpoint, Query: cl.query, Credentials: c.Credentials, Region: c.Region, UserAgent: c.UserAgent,
+		MaxFrame: wire.MaxFrame, Frame: cl.frame, Refusal: refusal, Observe: c.Observe,
+		TLS: c.TLS, Proxy: c.Proxy, DialContext: c.DialContext, Timing: c.Timing, Log: c.Log,
+	})
+	if err != nil {
+		return nil, fmt.Errorf("acs: %w", err)
 	}
-	config.MinVersion = max(config.MinVersion, tls.VersionTLS12)
-	config.NextProtos = []string{"http/1.1"} // a websocket is an upgrade of HTTP/1.1
-	transport := &http.Transport{
-		TLSClientConfig: config, TLSHandshakeTimeout: c.Timing.Handshake, ResponseHeaderTimeout: c.Timing.Handshake,
-		Proxy: c.Proxy, DialContext: c.DialContext, DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10,
-	}
-	client := &http.Client{
-		Transport: transport,
-		// The signature is for one host; an answer that points elsewhere is refused.
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}
-	return &Client{c: c, http: client, signer: v4.NewSigner(), sendCredentials: true}, nil
-}
-
-// ending is how a session ended.
-type ending struct {
-	err   error
-	clean bool // a kind of end that calls for a new session at once
+	return cl, nil
 }
 
 // Run keeps a session open until ctx ends, and returns then.
-func (cl *Client) Run(ctx context.Context) error {
-	var delay backoff
-	short := 0 // clean ends in a row of sessions that did not last
-	for {
-		lasted, end := cl.once(ctx)
-		if ctx.Err() != nil {
-			return context.Cause(ctx)
-		}
-		if lasted >= cl.c.Timing.Settled+cl.c.Timing.Random(cl.c.Timing.SettledJitter) {
-			delay, short = backoff{}, 0
-		}
-		wait := time.Duration(0)
-		switch {
-		case isInactive(end.err):
-			cl.observe(Deregistered, end.err)
-			cl.c.Log.Error("the cluster has deregistered this container instance", "err", end.err, "wait", cl.c.Timing.InactiveWait)
-			wait = cl.c.Timing.InactiveWait
-		case end.clean:
-			// At once, as the protocol has it, but only once: a server that ends every
-			// session straight away must not be asked hundreds of times a second.
-			if short == 0 {
-				delay = backoff{}
-			} else {
-				wait = delay.next(cl.c.Timing)
-			}
-			short++
-			cl.observe(Disconnected, end.err)
-			cl.c.Log.Info("ACS session ended", "err", end.err, "dur", lasted.Round(time.Millisecond), "wait", wait)
-		default:
-			wait = delay.next(cl.c.Timing)
-			cl.observe(Disconnected, end.err)
-			cl.c.Log.Warn("ACS session failed", "err", end.err, "dur", lasted.Round(time.Millisecond), "wait", wait)
-		}
-		if !sleep(ctx, wait) {
-			return context.Cause(ctx)
-		}
-	}
-}
+func (cl *Client) Run(ctx context.Context) error { return cl.s.Run(ctx) }
 
-func (cl *Client) observe(s State, err error) {
-	if cl.c.Observe != nil {
-		cl.c.Observe(s, err)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	if d <= 0 {
-		return ctx.Err() == nil
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
-}
-
-// backoff is the delay before the next try; its zero value starts anew.
-type backoff struct{ last time.Duration }
-
-func (b *backoff) next(t Timing) time.Duration {
-	if b.last == 0 {
-		b.last = t.BackoffMin
-	} else {
-		b.last = min(time.Duration(float64(b.last)*backoffFactor), t.BackoffMax)
-	}
-	return b.last + t.Random(time.Duration(float64(b.last)*backoffJitter))
-}
-
-// once opens one session and returns when it has ended, with the time it was open.
-func (cl *Client) once(ctx context.Context) (time.Duration, ending) {
-	conn, err := cl.dial(ctx)
-	if err != nil {
-		return 0, ending{err: err}
-	}
-	begin := time.Now()
-	cl.sendCredentials = false
-	cl.c.Log.Info("ACS session open")
-	cl.observe(Connected, nil)
-	end := newSession(cl, conn).run(ctx)
-	return time.Since(begin), end
-}
-
-// dial opens the websocket. A refusal that the cluster gave a name is that exception.
-func (cl *Client) dial(ctx context.Context) (*websocket.Conn, error) {
-	endpoint, err := cl.c.Endpoint(ctx)
-	if err != nil {
-		return nil, fmt.Errorf("find the ACS endpoint: %w", err)
-	}
-	u, err := cl.url(endpoint)
-	if err != nil {
-		return nil, err
-	}
-	ctx, cancel := context.WithTimeout(ctx, cl.c.Timing.Handshake)
-	defer cancel()
-	header, err := cl.sign(ctx, u)
-	if err != nil {
-		return nil, err
-	}
-	conn, resp, err := websocket.Dial(ctx, u.String(), &websocket.DialOptions{HTTPClient: cl.http, HTTPHeader: header})
-	if err != nil {
-		return nil, refusal(u, resp, err)
-	}
-	conn.SetReadLimit(wire.MaxFrame)
-	return conn, nil
-}
-
-// url is the address of the websocket (agent protocol, "Connecting"). Its path and
-// query are what is signed.
-func (cl *Client) url(endpoint string) (*url.URL, error) {
-	u, err := url.Parse(endpoint)
-	if err != nil {
-		return nil, errors.New("ACS endpoint is not a URL")
-	}
-	switch u.Scheme {
-	case "https", "wss":
-		u.Scheme = "wss"
-	case "http", "ws":
-		u.Scheme = "ws"
-	default:
-		return nil, fmt.Errorf("ACS endpoint %q has an unknown scheme; http or https is needed", u.Redacted())
-	}
-	u.Path = strings.TrimSuffix(u.Path, "/") + "/ws"
+// query is what is asked of the service (agent protocol, "Connecting"). Credentials are
+// asked for until a connection has succeeded: an agent forgets them when it ends.
+func (cl *Client) query(first bool) url.Values {
 	q := url.Values{
 		"agentHash":            {cl.c.AgentHash},
 		"agentVersion":         {cl.c.AgentVersion},
@@ -193,7 +51,7 @@ func (cl *Client) url(endpoint string) (*url.URL, error) {
 		"containerInstanceArn": {cl.c.InstanceARN},
 		"protocolVersion":      {"2"},
 		"seqNum":               {"1"},
-		"sendCredentials":      {strconv.FormatBool(cl.sendCredentials)},
+		"sendCredentials":      {strconv.FormatBool(first)},
 	}
 	switch v := cl.c.RuntimeVersion; v {
 	case "":
@@ -202,57 +60,69 @@ func (cl *Client) url(endpoint string) (*url.URL, error) {
 	default:
 		q.Set("dockerVersion", "DockerVersion: "+v)
 	}
-	u.RawQuery = q.Encode()
-	return u, nil
+	return q
 }
 
-// sign gives the headers of a signed upgrade request.
-func (cl *Client) sign(ctx context.Context, u *url.URL) (http.Header, error) {
-	credentials, err := cl.c.Credentials.Retrieve(ctx)
+// refusal is the exception in the body of a refused connection.
+func refusal(body []byte) error {
+	m, err := wire.Decode(body)
 	if err != nil {
-		return nil, fmt.Errorf("credentials of the agent: %w", err)
+		return nil // it has no name that the protocol knows
 	}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
+	named, _ := m.(error)
+	return named
+}
+
+// responder answers on one session.
+type responder struct{ s *session.Session }
+
+// Send takes a message for sending.
+func (r responder) Send(ctx context.Context, m wire.Message) error {
+	frame, err := wire.Encode(m)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	empty := sha256.Sum256(nil)
-	err = cl.signer.SignHTTP(ctx, credentials, req, hex.EncodeToString(empty[:]), "ecs", cl.c.Region, time.Now())
+	return r.s.Send(ctx, frame)
+}
+
+// frame decodes a frame and has it handled.
+func (cl *Client) frame(ctx context.Context, s *session.Session, frame []byte) {
+	m, err := wire.Decode(frame)
 	if err != nil {
-		return nil, fmt.Errorf("sign: %w", err)
+		cl.noise.Do(func() { cl.c.Log.Warn("ACS frame ignored", "err", err, "size", len(frame)) })
+		return
 	}
-	if cl.c.UserAgent != "" {
-		req.Header.Set("User-Agent", cl.c.UserAgent)
+	if err := cl.dispatch(ctx, m, responder{s}); err != nil && ctx.Err() == nil {
+		cl.noise.Do(func() { cl.c.Log.Warn("ACS message not answered", "type", m.TypeName(), "err", err) })
 	}
-	return req.Header, nil
 }
 
-// refusal makes an error of a websocket that was not opened.
-func refusal(u *url.URL, resp *http.Response, err error) error {
-	if resp == nil || resp.StatusCode == http.StatusSwitchingProtocols {
-		return fmt.Errorf("connect to %s: %w", u.Host, withoutURL(err))
+// dispatch hands a message to the handler. Messages that only agents send, and those
+// that ask for nothing, are passed over; all count as a sign of life.
+func (cl *Client) dispatch(ctx context.Context, m wire.Message, s wire.Responder) error {
+	h := cl.c.Handler
+	switch m := m.(type) {
+	case *wire.PayloadMessage:
+		return h.Payload(ctx, m, s)
+	case *wire.HeartbeatMessage:
+		return h.Heartbeat(ctx, m, s)
+	case *wire.IAMRoleCredentialsMessage:
+		return h.Credentials(ctx, m, s)
+	case *wire.TaskManifestMessage:
+		return h.Manifest(ctx, m, s)
+	case *wire.TaskStopVerificationAck:
+		return h.StopVerified(ctx, m)
+	case wire.AttachMessage:
+		return h.Attach(ctx, m, s)
+	case error:
+		cl.c.Log.Warn("the cluster reports an error", "err", m)
+	case *wire.StageUpdateMessage, *wire.PerformUpdateMessage:
+		// An agent on containerd may ignore updates (agent protocol, PerformUpdateMessage).
+		cl.c.Log.Info("update message ignored", "type", m.TypeName())
+	case *wire.CloseMessage, *wire.ErrorMessage:
+		cl.c.Log.Info("message of the cluster", "type", m.TypeName())
+	default:
+		return fmt.Errorf("%s is not for agents", m.TypeName())
 	}
-	if resp.Body != nil {
-		body, readErr := io.ReadAll(io.LimitReader(resp.Body, 1024)) // what the library kept
-		if m, decodeErr := wire.Decode(body); readErr == nil && decodeErr == nil {
-			if named, ok := m.(error); ok {
-				return fmt.Errorf("%s refused the session: %w", u.Host, named)
-			}
-		}
-	}
-	return fmt.Errorf("%s refused the session with HTTP status %d", u.Host, resp.StatusCode)
-}
-
-// withoutURL drops the URL that net/http puts before its errors; it is long and says
-// nothing new.
-func withoutURL(err error) error {
-	if e, ok := errors.AsType[*url.Error](err); ok {
-		return e.Err
-	}
-	return err
-}
-
-// isInactive reports whether the cluster has deregistered the instance.
-func isInactive(err error) bool {
-	return err != nil && strings.Contains(err.Error(), "InactiveInstanceException")
+	return nil
 }

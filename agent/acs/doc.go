@@ -1,8 +1,6 @@
-// Package acs is the agent's side of the agent communication service: it opens the
-// websocket to the cluster, keeps it open, opens it again when it ends, and hands each
-// message to the handler (agent protocol, "ACS websocket").
-//
-// One goroutine of a session reads and calls the handler, one message at a time and in
-// order; another one writes what the handler answers. Frames that cannot be decoded
-// are logged, without their content, and passed over.
+// Package acs is the agent's side of the agent communication service: it hands each
+// message of the cluster to the handler, one at a time and in order, and sends what the
+// handler answers (agent protocol, "ACS websocket"). The connection itself is kept by
+// agent/session. Frames that cannot be decoded are logged, without their content, and
+// passed over.
 package acs

@@ -25,6 +25,7 @@ import (
 	"berth.dev/berth/agent/intake"
 	"berth.dev/berth/agent/plan"
 	"berth.dev/berth/agent/report"
+	"berth.dev/berth/agent/session"
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
 )
@@ -255,10 +256,10 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-func (a *agent) observeSession(s acs.State, err error) {
-	was := a.connected.Swap(s == acs.Connected)
+func (a *agent) observeSession(s session.State, err error) {
+	was := a.connected.Swap(s == session.Connected)
 	switch {
-	case s == acs.Connected:
+	case s == session.Connected:
 		a.health.Clear(health.ClusterUnreachable)
 		a.health.Clear(health.InstanceInactive)
 		a.log.Info("connected to the cluster", "dur", time.Since(a.started))
@@ -270,7 +271,7 @@ func (a *agent) observeSession(s acs.State, err error) {
 		if err == nil {
 			err = errors.New("the session ended")
 		}
-		if s == acs.Deregistered {
+		if s == session.Deregistered {
 			a.health.Report(health.InstanceInactive, err)
 		}
 		a.health.Report(health.ClusterUnreachable, err)

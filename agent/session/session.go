@@ -1,4 +1,4 @@
-package acs
+package session
 
 import (
 	"context"
@@ -6,15 +6,13 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"net/url"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
 	"github.com/coder/websocket"
-	"golang.org/x/time/rate"
-
-	wire "berth.dev/berth/wire/acs"
 )
 
 const (
@@ -23,31 +21,30 @@ const (
 	leaveLimit  = time.Second                                // for the farewell when the agent ends
 )
 
-// session is one open websocket.
-type session struct {
+// Session is one open websocket.
+type Session struct {
 	cl      *Client
 	conn    *websocket.Conn
+	url     *url.URL
 	queue   chan []byte
 	done    chan struct{} // closed when the session has ended
 	end     func()        // closes done, once
 	expired atomic.Bool   // it was ended for its age
-	noise   rate.Sometimes
 }
 
-func newSession(cl *Client, conn *websocket.Conn) *session {
+func newSession(cl *Client, conn *websocket.Conn, u *url.URL) *Session {
 	done := make(chan struct{})
-	return &session{
-		cl: cl, conn: conn, queue: make(chan []byte, queueLength), done: done, end: sync.OnceFunc(func() { close(done) }),
-		noise: rate.Sometimes{First: 10, Interval: time.Second},
-	}
+	return &Session{cl: cl, conn: conn, url: u, queue: make(chan []byte, queueLength), done: done, end: sync.OnceFunc(func() { close(done) })}
 }
 
-// Send takes a message for sending. It is the session's wire.Responder.
-func (s *session) Send(ctx context.Context, m wire.Message) error {
-	frame, err := wire.Encode(m)
-	if err != nil {
-		return err
-	}
+// URL is the address that the session was opened with.
+func (s *Session) URL() *url.URL { return s.url }
+
+// Done is closed when the session has ended.
+func (s *Session) Done() <-chan struct{} { return s.done }
+
+// Send takes a frame for sending; frames are written in the order of their sending.
+func (s *Session) Send(ctx context.Context, frame []byte) error {
 	select {
 	case <-s.done:
 		return errEnded
@@ -63,12 +60,24 @@ func (s *session) Send(ctx context.Context, m wire.Message) error {
 	}
 }
 
-var errEnded = errors.New("the ACS session has ended")
+var errEnded = errors.New("the session has ended")
 
 // run serves the session until it ends.
-func (s *session) run(ctx context.Context) ending {
+func (s *Session) run(ctx context.Context) ending {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.write(context.WithoutCancel(ctx)) })
+	if s.cl.c.Opened != nil {
+		open, cancel := context.WithCancel(ctx)
+		defer cancel()
+		go func() {
+			select {
+			case <-s.done:
+				cancel()
+			case <-open.Done():
+			}
+		}()
+		wg.Go(func() { s.cl.c.Opened(open, s) })
+	}
 	stop := context.AfterFunc(ctx, s.leave)
 	err := s.read(ctx)
 	s.end()
@@ -79,16 +88,16 @@ func (s *session) run(ctx context.Context) ending {
 }
 
 // leave says goodbye when the agent ends.
-func (s *session) leave() {
+func (s *Session) leave() {
 	t := time.AfterFunc(leaveLimit, func() { _ = s.conn.CloseNow() })
 	defer t.Stop()
 	if err := s.conn.Close(websocket.StatusGoingAway, "agent stops"); err != nil {
-		s.cl.c.Log.Debug("ACS session was not closed in good order", "err", err)
+		s.cl.c.Log.Debug("session was not closed in good order", "service", s.cl.c.Service, "err", err)
 	}
 }
 
 // ending sorts the error that ended the session.
-func (s *session) ending(err error) ending {
+func (s *Session) ending(err error) ending {
 	if s.expired.Load() {
 		return ending{err: errors.New("the session had reached its age"), clean: true}
 	}
@@ -106,7 +115,7 @@ func (s *session) ending(err error) ending {
 }
 
 // write sends what is queued, one frame at a time, and ends the session at its age.
-func (s *session) write(ctx context.Context) {
+func (s *Session) write(ctx context.Context) {
 	t := s.cl.c.Timing
 	age := time.NewTimer(t.Lifetime + t.Random(t.LifetimeJitter))
 	defer age.Stop()
@@ -127,11 +136,11 @@ func (s *session) write(ctx context.Context) {
 
 // writeFrame writes one frame. When that fails it ends the session, for whoever reads
 // and for whoever waits to have something sent.
-func (s *session) writeFrame(ctx context.Context, frame []byte) bool {
+func (s *Session) writeFrame(ctx context.Context, frame []byte) bool {
 	ctx, cancel := context.WithTimeout(ctx, s.cl.c.Timing.Write)
 	defer cancel()
 	if err := s.conn.Write(ctx, websocket.MessageText, frame); err != nil {
-		s.cl.c.Log.Warn("ACS answer was not sent", "err", err)
+		s.cl.c.Log.Warn("frame was not sent", "service", s.cl.c.Service, "err", err)
 		s.end()
 		_ = s.conn.CloseNow() // wakes the reader
 		return false
@@ -140,7 +149,7 @@ func (s *session) writeFrame(ctx context.Context, frame []byte) bool {
 }
 
 // expire sends what is left and closes the session.
-func (s *session) expire(ctx context.Context) {
+func (s *Session) expire(ctx context.Context) {
 	for {
 		select {
 		case frame := <-s.queue:
@@ -154,12 +163,13 @@ func (s *session) expire(ctx context.Context) {
 	}
 	s.expired.Store(true)
 	if err := s.conn.Close(websocket.StatusNormalClosure, expiredText); err != nil {
-		s.cl.c.Log.Debug("ACS session was not closed in good order", "err", err)
+		s.cl.c.Log.Debug("session was not closed in good order", "service", s.cl.c.Service, "err", err)
 	}
 }
 
-// read reads frames and has them handled until the session ends. Silence ends it.
-func (s *session) read(ctx context.Context) error {
+// read reads frames and has them handled, one at a time, until the session ends. Silence
+// ends it.
+func (s *Session) read(ctx context.Context) error {
 	t := s.cl.c.Timing
 	patience := t.Inactivity + t.Random(t.InactivityJitter)
 	for {
@@ -167,20 +177,13 @@ func (s *session) read(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		m, err := wire.Decode(frame)
-		if err != nil {
-			s.noise.Do(func() { s.cl.c.Log.Warn("ACS frame ignored", "err", err, "size", len(frame)) })
-			continue
-		}
-		if err := s.dispatch(ctx, m); err != nil && ctx.Err() == nil {
-			s.noise.Do(func() { s.cl.c.Log.Warn("ACS message not answered", "type", m.TypeName(), "err", err) })
-		}
+		s.cl.c.Frame(ctx, s, frame)
 	}
 }
 
 // readFrame reads one frame. The end of the agent does not interrupt it: leave closes
 // the connection in good order.
-func (s *session) readFrame(ctx context.Context, patience time.Duration) ([]byte, error) {
+func (s *Session) readFrame(ctx context.Context, patience time.Duration) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	_, frame, err := s.conn.Read(ctx)
@@ -188,34 +191,4 @@ func (s *session) readFrame(ctx context.Context, patience time.Duration) ([]byte
 		return nil, fmt.Errorf("no message of the cluster for %s", patience.Round(time.Millisecond))
 	}
 	return frame, err
-}
-
-// dispatch hands a message to the handler. Messages that only agents send, and those
-// that ask for nothing, are passed over; all count as a sign of life.
-func (s *session) dispatch(ctx context.Context, m wire.Message) error {
-	h := s.cl.c.Handler
-	switch m := m.(type) {
-	case *wire.PayloadMessage:
-		return h.Payload(ctx, m, s)
-	case *wire.HeartbeatMessage:
-		return h.Heartbeat(ctx, m, s)
-	case *wire.IAMRoleCredentialsMessage:
-		return h.Credentials(ctx, m, s)
-	case *wire.TaskManifestMessage:
-		return h.Manifest(ctx, m, s)
-	case *wire.TaskStopVerificationAck:
-		return h.StopVerified(ctx, m)
-	case wire.AttachMessage:
-		return h.Attach(ctx, m, s)
-	case error:
-		s.cl.c.Log.Warn("the cluster reports an error", "err", m)
-	case *wire.StageUpdateMessage, *wire.PerformUpdateMessage:
-		// An agent on containerd may ignore updates (agent protocol, PerformUpdateMessage).
-		s.cl.c.Log.Info("update message ignored", "type", m.TypeName())
-	case *wire.CloseMessage, *wire.ErrorMessage:
-		s.cl.c.Log.Info("message of the cluster", "type", m.TypeName())
-	default:
-		return fmt.Errorf("%s is not for agents", m.TypeName())
-	}
-	return nil
 }
