@@ -15,8 +15,9 @@ import (
 	"github.com/aws/aws-sdk-go-v2/credentials"
 	"github.com/coder/websocket"
 
-	session "berth.dev/berth/agent/acs"
+	agentacs "berth.dev/berth/agent/acs"
 	"berth.dev/berth/agent/intake"
+	"berth.dev/berth/agent/session"
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/integ/lab"
@@ -166,7 +167,7 @@ func startAgent(t *testing.T, e *enemy) (*engine, *state.DB) {
 	}
 	eng := &engine{tasks: map[string]task.Status{}}
 	in := intake.New(intake.Config{Engine: eng, Store: db, Credentials: purse{}, Log: slog.New(slog.DiscardHandler)})
-	client, err := session.New(session.Config{
+	client, err := agentacs.New(agentacs.Config{
 		Endpoint: func(context.Context) (string, error) { return e.URL, nil }, Region: "us-east-1", Cluster: "default", InstanceARN: instanceARN,
 		Credentials: credentials.NewStaticCredentialsProvider("AKID", "secret", ""), Handler: in, Log: slog.New(slog.DiscardHandler),
 		Timing: session.Timing{BackoffMin: time.Millisecond, BackoffMax: 5 * time.Millisecond},
