@@ -31,6 +31,7 @@ var imports = []struct {
 	allowed []string
 }{
 	{"wire/...", []string{"wire/..."}},
+	{"stats", nil},
 	{"eni/...", []string{"eni/..."}},
 	{"cni-plugins/...", []string{"cni-plugins/...", "eni/..."}},
 	{"agent/task", nil},
@@ -50,9 +51,10 @@ var imports = []struct {
 	{"agent/intake", []string{"agent/task", "agent/plan", "agent/fail", "agent/state", "agent/creds", "agent/acs", "wire/..."}},
 	{"agent/session", nil},
 	{"agent/acs", []string{"wire/...", "agent/task", "agent/session"}},
+	{"agent/tcs", []string{"wire/...", "stats", "agent/task", "agent/session"}},
 	{"agent/ecs", []string{"agent/task", "agent/config"}},
 	{"agent/report", []string{"agent/task", "agent/state", "agent/fail"}},
-	{"agent/daemon", []string{"agent/...", "wire/...", "eni/...", "cni-plugins/..."}},
+	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "eni/...", "cni-plugins/..."}},
 	{"cluster/...", []string{"cluster/...", "wire/..."}},
 	{"cmd/...", []string{"agent/...", "cluster/...", "wire/...", "eni/...", "cni-plugins/...", "cmd/...", "integ/testimage"}},
 	{"integ/...", []string{"..."}},
