@@ -28,10 +28,17 @@ func (s *Containers) Start(ctx context.Context, t *task.Task, name string, raw t
 		return nil
 	}
 	// A start that was repeated after a crash finds the process started.
-	if o, perr := s.c.inspect(ctx, h); perr == nil && (o.Process == task.ProcessRunning || o.Process == task.ProcessExited && isPrecondition(err)) {
+	if o, perr := s.c.inspect(ctx, h); perr == nil && (o.Process == task.ProcessRunning || o.Process == task.ProcessExited && (isPrecondition(err) || overtaken(err))) {
 		return nil
 	}
 	return classify(err, task.CannotStartContainer)
+}
+
+// overtaken reports whether a start came when the process had ended already, in the words
+// of runc.
+func overtaken(err error) bool {
+	s := err.Error()
+	return strings.Contains(s, "container process is already dead") || strings.Contains(s, "cannot start a container that has stopped")
 }
 
 // Probe asks what there is of the container. A shim that does not answer is an error
