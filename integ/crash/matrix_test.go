@@ -35,7 +35,7 @@ var unreachable = map[fail.Name]string{
 // containerd, and started again, and the task goes its way as if nothing had been.
 func TestAgentExitsAtEachPoint(t *testing.T) {
 	bin := system.Programs(t, system.Containerd2, "failpoint")
-	for _, kind := range []string{system.Containerd1, system.Containerd2} {
+	for _, kind := range kinds() {
 		for _, both := range []bool{false, true} {
 			name := kind + "/agent"
 			if both {

@@ -3,6 +3,7 @@ package crash
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -31,6 +32,14 @@ type lab struct {
 	ledger   *Ledger
 	beacon   net.Addr // where processes say that they were started
 	registry *testimage.Registry
+}
+
+// kinds are the containerds to test with; a short test has the one that Berth brings.
+func kinds() []string {
+	if testing.Short() {
+		return []string{system.Containerd2}
+	}
+	return []string{system.Containerd1, system.Containerd2}
 }
 
 // backInStep is how soon a part that was killed must be back (reliability plan, C7).
@@ -150,15 +159,20 @@ func (l *lab) register(t *testing.T, family string, cs ...types.ContainerDefinit
 	return l.On(t).Register(&ecs.RegisterTaskDefinitionInput{Family: aws.String(family), ContainerDefinitions: cs})
 }
 
-// judge fails the test for every violation.
+// judge fails the test for every violation. The ledger hears of a report a moment after
+// the API shows it.
 func (l *lab) judge(t *testing.T, want Expected, arns ...string) {
 	t.Helper()
-	h := l.ledger.History()
-	for _, arn := range arns {
-		for _, v := range Violations(short(arn), want, h) {
-			t.Errorf("%s\nevents:\n%s", v, l.Events(arn))
+	system.Until(t, 3*time.Second, "no invariant is violated", func() error {
+		h := l.ledger.History()
+		var errs []error
+		for _, arn := range arns {
+			for _, v := range Violations(short(arn), want, h) {
+				errs = append(errs, fmt.Errorf("%s\n%s\nevents:\n%s", v, system.Explain(l.On(t).Describe(arn)[0]), l.Events(arn)))
+			}
 		}
-	}
+		return errors.Join(errs...)
+	})
 }
 
 // setFailpoint has the agent that runs do something at a point.
