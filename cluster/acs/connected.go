@@ -15,12 +15,22 @@ type version struct{ agent, hash, runtime string }
 
 // settleConnected brings agentConnected of an instance in line with whether there is a
 // session now, whichever way it has changed since the caller looked. It tries until it
-// has succeeded or ctx ends: placement depends on it.
+// has succeeded or ctx ends: placement depends on it. It looks once more after the
+// commit: a session that came meanwhile has found nothing to write, because the records
+// still said what is true again.
 func (s *Server) settleConnected(ctx context.Context, id string, v *version) {
 	for delay := 50 * time.Millisecond; ; delay = min(2*delay, 5*time.Second) {
-		err := s.Store.Update(ctx, func(tx *store.Tx) error { return s.setConnected(tx, id, v) })
-		if err == nil || ctx.Err() != nil {
+		var connected bool
+		err := s.Store.Update(ctx, func(tx *store.Tx) error {
+			connected = s.Connected(id)
+			s.setConnected(tx, id, connected, v)
+			return nil
+		})
+		if err == nil && connected == s.Connected(id) || ctx.Err() != nil {
 			return
+		}
+		if err == nil {
+			continue
 		}
 		s.Log.Warn("agentConnected cannot be recorded, trying again", "instance", id, "err", err)
 		if !wait(ctx, delay) {
@@ -29,9 +39,8 @@ func (s *Server) settleConnected(ctx context.Context, id string, v *version) {
 	}
 }
 
-func (s *Server) setConnected(tx *store.Tx, id string, v *version) error {
+func (s *Server) setConnected(tx *store.Tx, id string, connected bool, v *version) {
 	store.Lookup(tx, store.InstancesByID, id, func(key string, old *store.Instance) bool {
-		connected := s.Connected(id)
 		inst := *old
 		if connected {
 			inst.Node = s.Node
@@ -47,7 +56,6 @@ func (s *Server) setConnected(tx *store.Tx, id string, v *version) error {
 		}
 		return false
 	})
-	return nil
 }
 
 // over returns old if it says the same.

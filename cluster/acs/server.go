@@ -94,6 +94,7 @@ type Server struct {
 	mu       sync.Mutex
 	ctx      context.Context // of Run; nil before and after
 	sessions map[string]*session
+	opened   map[string]uint64        // how many sessions an instance has had, by instance id
 	opens    map[string]*rate.Limiter // by instance id; only of instances that exist
 	work     sync.WaitGroup
 }
@@ -101,7 +102,7 @@ type Server struct {
 // New makes a server. It takes sessions once Run runs.
 func New(c Config) *Server {
 	c.setDefaults()
-	return &Server{Config: c, sessions: make(map[string]*session), opens: make(map[string]*rate.Limiter)}
+	return &Server{Config: c, sessions: make(map[string]*session), opened: make(map[string]uint64), opens: make(map[string]*rate.Limiter)}
 }
 
 // Run keeps the sessions in step with the records until ctx ends, and then ends them.
@@ -147,10 +148,23 @@ func (s *Server) dispatch(c store.Change) {
 			return
 		}
 		if old, had := c.Old.(*store.Instance); had {
+			if !ok {
+				s.forget(old.ID)
+			}
 			if ss := s.session(old.ID); ss != nil {
 				ss.end(websocket.StatusPolicyViolation, "the container instance was deregistered")
 			}
 		}
+	}
+}
+
+// forget drops what is remembered of an instance whose record is gone.
+func (s *Server) forget(instanceID string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.opens, instanceID)
+	if s.sessions[instanceID] == nil {
+		delete(s.opened, instanceID)
 	}
 }
 
@@ -306,6 +320,8 @@ func (s *Server) open(ss *session) (context.Context, error) {
 	s.work.Add(1)
 	old := s.sessions[ss.id]
 	s.sessions[ss.id] = ss
+	s.opened[ss.id]++
+	ss.nth = s.opened[ss.id]
 	s.mu.Unlock()
 	if old != nil {
 		old.end(websocket.StatusPolicyViolation, "replaced by a newer session")
@@ -331,10 +347,18 @@ func (s *Server) close(ss *session) {
 	}
 	go func() {
 		defer s.work.Done()
-		if wait(ctx, s.Grace) && !s.Connected(ss.id) {
+		if wait(ctx, s.Grace) && s.isLatest(ss) {
 			s.settleConnected(ctx, ss.id, nil)
 		}
 	}()
+}
+
+// isLatest tells whether no session came after this one. The end of a later one has a
+// grace of its own.
+func (s *Server) isLatest(ss *session) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.opened[ss.id] == ss.nth
 }
 
 // SendRaw writes bytes as a frame to an instance's session: a knob for tests.

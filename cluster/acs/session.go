@@ -45,6 +45,7 @@ type session struct {
 	cluster    string
 	clusterARN string
 	version    *version
+	nth        uint64 // of the instance's sessions; set once, when it takes its place
 	log        *slog.Logger
 
 	// Owned by run.

@@ -78,6 +78,21 @@ func (l *lab) steady(t *testing.T) map[string][]int {
 	return run
 }
 
+// inStep waits until agent and cluster agree that they have each other, at most
+// backInStep after begin.
+func (l *lab) inStep(t *testing.T, begin time.Time) {
+	t.Helper()
+	l.On(t).WaitConnected(time.Until(begin.Add(backInStep)))
+	system.Until(t, time.Until(begin.Add(backInStep)), "the cluster knows that the agent is connected", func() error {
+		ctx := t.Context()
+		list, err := l.ECS.ListContainerInstances(ctx, &ecs.ListContainerInstancesInput{Filter: aws.String("agentConnected==true")})
+		if err == nil && len(list.ContainerInstanceArns) != 1 {
+			err = fmt.Errorf("%d instances are connected", len(list.ContainerInstanceArns))
+		}
+		return err
+	})
+}
+
 // untouched checks that the steady tasks are RUNNING with the processes they had.
 func (l *lab) untouched(t *testing.T, run map[string][]int) {
 	t.Helper()
@@ -231,7 +246,7 @@ func (l *lab) killAgent(t *testing.T, run map[string][]int) {
 		l.Agent.Kill()
 		begin := time.Now()
 		l.StartAgent()
-		l.On(t).WaitConnected(backInStep)
+		l.inStep(t, begin)
 		slowest = max(slowest, time.Since(begin))
 		l.untouched(t, run)
 		system.Until(t, 20*time.Second, "tasks come again", func() error {
@@ -257,7 +272,7 @@ func (l *lab) killContainerd(t *testing.T, run map[string][]int) {
 		l.Containerd.Kill()
 		begin := time.Now()
 		l.Containerd.Restart()
-		l.On(t).WaitConnected(backInStep)
+		l.inStep(t, begin)
 		l.untouched(t, run)
 		system.Until(t, 20*time.Second, "tasks come and go again", func() error {
 			if c.count() == before {
@@ -313,7 +328,7 @@ func (l *lab) stopCluster(t *testing.T, run map[string][]int) {
 		})
 		begin := time.Now()
 		l.StartCluster()
-		l.On(t).WaitConnected(backInStep)
+		l.inStep(t, begin)
 		slowest = max(slowest, time.Since(begin))
 		l.On(t).Wait("STOPPED", 20*time.Second, arns...)
 		l.judge(t, Expected{"main": churnExit}, arns...)
