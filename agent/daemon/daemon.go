@@ -60,6 +60,7 @@ type agent struct {
 	host     *hostSide
 	engine   *engine.Engine
 	reporter *report.Reporter
+	lost     *intake.Lost // nil while the state is what it was
 
 	mu           sync.Mutex
 	registration ecs.Registration
@@ -205,8 +206,10 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	a.engine = e
 	a.reporter = report.New(report.Config{Outbox: a.db, Submitter: a.ecs, Log: a.log})
 	g.Go(func() error { return ignoreCancel(ctx, a.reporter.Run(ctx)) })
-	if o := a.db.Opening(); o.Lost == nil && !o.Fresh {
+	if !a.db.Meta().Unconfirmed {
 		a.sweep(ctx)
+	} else if err := a.find(ctx); err != nil {
+		return err
 	}
 	a.ready.Store(true)
 	a.log.Info("ready", "tasks", len(e.Views()), "containerd", a.host.client.Version(), "dur", time.Since(a.started))
@@ -230,6 +233,47 @@ func (a *agent) sweep(ctx context.Context) {
 	}
 }
 
+// find looks for tasks that the runtime tells of and the state does not, because it is
+// new: what there was before it is lost.
+func (a *agent) find(ctx context.Context) error {
+	var found []task.Found
+	err := again(ctx, func() (err error) {
+		found, err = a.host.client.Containers().Found(ctx, a.instance().InstanceARN)
+		return err
+	}, func(err error) { a.log.Warn("containers cannot be listed yet", "err", err) })
+	if err != nil {
+		return fmt.Errorf("look for tasks of before the loss of the state: %w", err)
+	}
+	var lost intake.Lost
+	for _, f := range found {
+		log := a.log.With("task", f.Task.ID())
+		if _, known := a.engine.Known(f.Task.ARN); known {
+			continue
+		}
+		if err := plan.Validate(f.Task); err != nil {
+			log.Warn("a task that was found cannot be taken up; it is removed when the cluster has been heard", "err", err)
+			continue
+		}
+		log.Info("found a task that the state does not know; it is left alone until the cluster has been heard", "containers", len(f.Containers))
+		lost.Found = append(lost.Found, task.Stored{Task: f.Task, Known: plan.Rebuild(f, time.Now())})
+	}
+	if len(lost.Found) > 0 || a.db.Opening().Lost != nil {
+		a.lost = &lost
+	}
+	return nil
+}
+
+// confirmed is told each time that the cluster has said what it knows of this host.
+func (a *agent) confirmed(ctx context.Context) {
+	if meta := a.db.Meta(); meta.Unconfirmed {
+		meta.Unconfirmed = false
+		if err := a.db.SetMeta(ctx, meta); err != nil {
+			a.log.Warn("that the cluster was heard cannot be stored; the next start waits for it again", "err", err)
+		}
+	}
+	a.sweep(ctx)
+}
+
 // startSession keeps a session with the cluster open.
 func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 	tlsConfig, err := ecs.TLS(a.c)
@@ -238,7 +282,7 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 	}
 	in := intake.New(intake.Config{
 		Engine: a.engine, Store: a.db, Credentials: credentialKeeper{a.creds, a.log}, NoPrivileged: a.c.Roles.NoPrivileged,
-		Confirmed: func() { a.sweep(ctx) }, Log: a.log,
+		Confirmed: func() { a.confirmed(ctx) }, Lost: a.lost, Log: a.log,
 	})
 	instance := a.instance()
 	cl, err := acs.New(acs.Config{
@@ -251,7 +295,10 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	g.Go(func() error { return ignoreCancel(ctx, cl.Run(ctx)) })
+	g.Go(func() error {
+		defer in.Close()
+		return ignoreCancel(ctx, cl.Run(ctx))
+	})
 	g.Go(func() error { a.resync(ctx); return nil })
 	return nil
 }

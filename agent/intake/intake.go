@@ -57,7 +57,10 @@ type Config struct {
 	Confirmed func()
 	// Heartbeat, if set, is called for each heartbeat of the cluster.
 	Heartbeat func()
-	Log       *slog.Logger
+	// Lost, if set, says that the state was lost: nothing new is started and nothing that
+	// runs is touched before the cluster has said what it knows.
+	Lost *Lost
+	Log  *slog.Logger
 }
 
 // Intake is the handler of the agent's session. Its methods may be called from several
@@ -68,17 +71,23 @@ type Intake struct {
 
 	manifest string // message id of the last manifest, until its stops are verified
 	timeline int64  // its sequence number
+	lost     lost
 }
 
-// New makes an intake.
-func New(c Config) *Intake { return &Intake{c: c} }
+// New makes an intake. It is to be closed if Config.Lost is set.
+func New(c Config) *Intake {
+	in := &Intake{c: c}
+	in.begin(c.Lost)
+	return in
+}
 
 // orders is what a payload comes to.
 type orders struct {
-	stops  []string      // known tasks to stop
-	starts []task.Stored // tasks to take up
-	batch  []task.Batch
-	silent bool // something in it cannot even be reported, so the message is not answered
+	stops   []string      // known tasks to stop
+	starts  []task.Stored // tasks to take up
+	adopted []task.Stored // tasks that were found and are taken up
+	batch   []task.Batch
+	silent  bool // something in it cannot even be reported, so the message is not answered
 }
 
 // Payload takes over the tasks of a payload. It answers once all that the payload asks
@@ -110,7 +119,7 @@ func (in *Intake) Payload(ctx context.Context, m *acs.PayloadMessage, r acs.Resp
 		return fmt.Errorf("payload %s: %w", m.MessageID, err)
 	}
 	in.keepCredentials(m)
-	defer in.c.Engine.Accept(o.starts...) // also when the session is gone: it is committed
+	defer in.accept(&o) // also when the session is gone: it is committed
 	if o.silent {
 		return fmt.Errorf("payload %s: a task in it has no usable ARN", m.MessageID)
 	}
@@ -145,7 +154,8 @@ func (in *Intake) sortTask(o *orders, m *acs.PayloadMessage, w *acs.Task, here m
 		return
 	}
 	desired, err := task.ParseDesired(w.DesiredStatus)
-	_, known := in.c.Engine.Known(w.ARN)
+	known := in.known(w.ARN)
+	found, isFound := in.lost.found[w.ARN]
 	switch {
 	case known && err == nil && desired == task.StatusStopped:
 		o.stops = append(o.stops, w.ARN)
@@ -153,6 +163,10 @@ func (in *Intake) sortTask(o *orders, m *acs.PayloadMessage, w *acs.Task, here m
 	case known || here[w.ARN]:
 		// A known task only ever stops, and of two entries for one new task the stop
 		// came first.
+		return
+	case isFound && err == nil:
+		here[w.ARN] = true
+		in.adopt(o, found, desired, m.SeqNum, now)
 		return
 	case in.c.Store.Tombstone(w.ARN):
 		log.Info("task was stopped and forgotten; telling again", "desired", w.DesiredStatus)
@@ -233,7 +247,7 @@ func (in *Intake) stop(ctx context.Context, arns []string, seq int64) error {
 	var g errgroup.Group
 	for _, arn := range arns {
 		g.Go(func() error {
-			err := in.c.Engine.SetDesired(ctx, arn, task.StatusStopped, seq)
+			err := in.setDesired(ctx, arn, seq)
 			if task.ClassOf(err) == task.NotFound {
 				return nil // it ended and was forgotten meanwhile
 			}

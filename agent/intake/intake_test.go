@@ -66,6 +66,8 @@ func (w *world) Commit(_ context.Context, c task.Commit) error {
 				w.t.Errorf("task %s was stored twice", b.TaskID)
 			}
 			w.known[b.Task.ARN] = b.Known.Desired
+		} else if b.Known != nil {
+			w.known[arn(b.TaskID)] = b.Known.Desired
 		}
 	}
 	return nil

@@ -65,11 +65,17 @@ func (in *Intake) Manifest(ctx context.Context, m *acs.TaskManifestMessage, r ac
 		in.c.Log.Info("task manifest is out of date", "timeline", m.Timeline, "sequence", last)
 		return nil
 	}
-	err := in.c.Store.Commit(ctx, task.Commit{Message: &task.Message{ID: m.MessageID, At: time.Now()}, Sequence: m.Timeline})
+	found, err := in.settle(m, time.Now())
+	if err != nil {
+		return err
+	}
+	err = in.c.Store.Commit(ctx, task.Commit{Message: &task.Message{ID: m.MessageID, At: time.Now()}, Sequence: m.Timeline, Batches: found.batch})
 	if err != nil {
 		return fmt.Errorf("task manifest %s: %w", m.MessageID, err)
 	}
 	in.manifest, in.timeline = m.MessageID, m.Timeline
+	in.accept(found)
+	in.release()
 	if in.c.Confirmed != nil {
 		in.c.Confirmed()
 	}

@@ -226,11 +226,11 @@ func observeContainer(k *task.Known, r *task.Record, f task.Fact) {
 			r.Phase = task.Stopping
 		}
 	case task.ProcessExited:
-		if !r.StartIntent && (r.Phase == task.Ensuring || r.Phase == task.Present) {
+		if (!r.StartIntent || o.Unstarted) && r.Started.IsZero() && (r.Phase == task.Ensuring || r.Phase == task.Present) {
 			// What ended was made and never started: the runtime undoes what an agent that
-			// crashed had asked it for. It is made anew.
+			// crashed had asked it for, or was killed itself. It is made anew.
 			r.Phase = task.Ensuring
-			r.Started = time.Time{}
+			r.StartIntent = false
 			return
 		}
 		r.Attempts, r.NotBefore = 0, time.Time{}

@@ -229,6 +229,47 @@ func TestProcessThatLeftNoTraceIsNotStartedTwice(t *testing.T) {
 	}
 }
 
+// A process whose start was cut short so that nothing of it ran is made anew, although
+// its start was intended.
+func TestProcessThatNeverRanIsMadeAnew(t *testing.T) {
+	for _, unstarted := range []bool{true, false} {
+		tk := taskOf(task.Container{Name: "web", Essential: true})
+		id := Container("web")
+		k := &task.Known{Desired: task.StatusRunning}
+		*k.Resource(id) = task.Record{Phase: task.Present, StartIntent: true, Verb: task.VerbStart}
+		o := task.Observed{Exists: true, Process: task.ProcessExited, Exit: &task.Exit{Code: 1}, Unstarted: unstarted}
+		Fold(tk, k, task.Fact{Resource: id, At: time.Unix(1, 0), Observed: &o})
+		if r := k.Resource(id); unstarted && (r.Phase != task.Ensuring || r.StartIntent || r.Exit != nil) {
+			t.Errorf("never ran: %+v", r)
+		} else if !unstarted && (r.Phase != task.Ended || r.Exit == nil) {
+			t.Errorf("ran: %+v", r)
+		}
+	}
+}
+
+func TestRebuild(t *testing.T) {
+	tk := taskOf(task.Container{Name: "web", Essential: true}, task.Container{Name: "late"})
+	created := time.Unix(100, 0)
+	k := Rebuild(task.Found{Task: tk, Containers: []task.FoundContainer{{Name: "web", RuntimeID: "id", Created: created}}}, time.Unix(200, 0))
+	if k.Desired != task.StatusRunning || !k.Received.Equal(created) {
+		t.Errorf("known %+v", k)
+	}
+	if r := k.Resource(Container("web")); r.Phase != task.Present || !r.StartIntent || !r.Unconfirmed || r.RuntimeID != "id" {
+		t.Errorf("the container that is there: %+v", r)
+	}
+	if r := k.Resource(Container("late")); r.Phase != task.Absent {
+		t.Errorf("the container that is not: %+v", r)
+	}
+	if r := k.Resource(Image("web")); r.Phase != task.Present {
+		t.Errorf("an image in use would be pulled again: %+v", r)
+	}
+	for _, a := range Next(tk, k, Settings{}, time.Unix(200, 0)).Do {
+		if a.Verb == task.VerbStart || a.Resource.Kind == task.KindContainer && a.Verb != task.VerbProbe {
+			t.Errorf("before anything was asked: %v of %v", a.Verb, a.Resource)
+		}
+	}
+}
+
 func TestValidate(t *testing.T) {
 	tests := []struct {
 		name string

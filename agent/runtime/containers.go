@@ -308,8 +308,12 @@ func (c *Client) record(ctx context.Context, p *planned, oci *specs.Spec, sandbo
 	labels[labelCgroup] = p.h.Cgroup
 	labels[labelStopSignal] = strconv.Itoa(p.h.Signal)
 	labels[labelSpec] = digest.FromBytes(packed.GetValue()).Encoded()[:32]
+	ext, err := extensions(p.t)
+	if err != nil {
+		return err
+	}
 	r := containers.Container{
-		ID: p.h.ID, Labels: labels, Image: p.image.Name, Spec: packed,
+		ID: p.h.ID, Extensions: ext, Labels: labels, Image: p.image.Name, Spec: packed,
 		Runtime:     containers.RuntimeInfo{Name: shimRuntime, Options: c.options},
 		Snapshotter: c.cfg.Snapshotter, SnapshotKey: p.h.ID, SandboxID: sandbox,
 	}

@@ -299,3 +299,46 @@ func TestEnsureAfterLosingEverythingInMemory(t *testing.T) {
 		}
 	})
 }
+
+// TestProcessThatEndedBeforeItsStart: a process that was made, and never came to run the
+// container's program, is told from one that ran.
+func TestProcessThatEndedBeforeItsStart(t *testing.T) {
+	kinds(t, func(t *testing.T, kind containerdtest.Kind) {
+		n := start(t, kind, nil)
+		ctx := context.Background()
+		tk := n.task(t, container("c", "exit", "7"))
+		res, err := n.set.Ensure(ctx, tk, "c", n.deps(t, tk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		probe := func(unstarted bool) {
+			t.Helper()
+			eventually(t, "the process has ended", func() bool {
+				o, err := n.set.Probe(ctx, tk, "c", res.Handle)
+				if err != nil || o.Process != task.ProcessExited {
+					return false
+				}
+				if o.Unstarted != unstarted {
+					t.Fatalf("observed %+v, want unstarted %t", o, unstarted)
+				}
+				return true
+			})
+		}
+		kill(t, pids(t, tk))
+		probe(true)
+		if err := n.set.Start(ctx, tk, "c", res.Handle); task.ClassOf(err) != task.Unavailable {
+			t.Fatalf("start of a process that has ended before it: %v", err)
+		}
+		eventually(t, "the process is made again", func() bool {
+			res, err = n.set.Ensure(ctx, tk, "c", n.deps(t, tk))
+			if err != nil && task.ClassOf(err) != task.Unavailable {
+				t.Fatal(err)
+			}
+			return err == nil
+		})
+		if err := n.set.Start(ctx, tk, "c", res.Handle); err != nil {
+			t.Fatal(err)
+		}
+		probe(false)
+	})
+}

@@ -221,7 +221,7 @@ func (c *Client) exited(ctx context.Context, id string, status uint32, at *times
 			c.mu.Unlock()
 			return
 		}
-		seen(known.taskID, known.name, task.Observed{Exists: true, Process: task.ProcessExited, Exit: &exit})
+		seen(known.taskID, known.name, task.Observed{Exists: true, Process: task.ProcessExited, Exit: &exit, Unstarted: c.unstarted(id)})
 	}
 	if pids, err := c.cgs.procs(known.Cgroup); err == nil && len(pids) == 0 {
 		tell()

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	tasktypes "github.com/containerd/containerd/api/types/task"
+	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -27,9 +29,15 @@ func (s *Containers) Start(ctx context.Context, t *task.Task, name string, raw t
 	if err == nil {
 		return nil
 	}
-	// A start that was repeated after a crash finds the process started.
-	if o, perr := s.c.inspect(ctx, h); perr == nil && (o.Process == task.ProcessRunning || o.Process == task.ProcessExited && (isPrecondition(err) || overtaken(err))) {
-		return nil
+	o, perr := s.c.inspect(ctx, h)
+	switch {
+	case perr != nil:
+	case o.Process == task.ProcessRunning:
+		return nil // a start that was repeated after a crash finds the process started
+	case o.Unstarted:
+		return unavailable(fmt.Errorf("container %s: its process ended before it was started: %w", h.ID, native(err)))
+	case o.Process == task.ProcessExited && (isPrecondition(err) || overtaken(err)):
+		return nil // or ended already
 	}
 	return classify(err, task.CannotStartContainer)
 }
@@ -39,6 +47,21 @@ func (s *Containers) Start(ctx context.Context, t *task.Task, name string, raw t
 func overtaken(err error) bool {
 	s := err.Error()
 	return strings.Contains(s, "container process is already dead") || strings.Contains(s, "cannot start a container that has stopped")
+}
+
+// unstarted reports whether a process that has ended never came to run the container's
+// program. When containerd is killed, the shim abandons what it was doing for it, and
+// ends a "runc start" that it waits for: the process, whose other end is gone, ends as
+// well. OCI runtimes keep a named pipe until a start has succeeded, into which the process
+// writes just before it becomes the program: one that is there and was never written to
+// tells. What cannot be told counts as started.
+func (c *Client) unstarted(id string) bool {
+	var st unix.Statx_t
+	path := filepath.Join(c.runcRoot(), c.cfg.Namespace, id, "exec.fifo")
+	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME|unix.STATX_MTIME, &st); err != nil {
+		return false
+	}
+	return st.Mask&unix.STATX_BTIME != 0 && st.Btime == st.Mtime
 }
 
 // Probe asks what there is of the container. A shim that does not answer is an error
@@ -73,7 +96,7 @@ func (c *Client) inspect(ctx context.Context, h handle) (task.Observed, error) {
 		if err != nil {
 			return task.Observed{}, classify(err, task.CannotInspectContainer)
 		}
-		o.Process, o.Exit = task.ProcessExited, &exit
+		o.Process, o.Exit, o.Unstarted = task.ProcessExited, &exit, c.unstarted(h.ID)
 	default:
 		return task.Observed{}, unavailable(fmt.Errorf("container %s: its shim does not answer (status %s)", h.ID, r.Process.Status))
 	}

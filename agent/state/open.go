@@ -306,7 +306,7 @@ func (o *opener) create() error {
 			if err := w.putMeta(keyDatabase, database{ID: fresh.Database, Clean: true}); err != nil {
 				return err
 			}
-			if err := w.putMeta(keyAgent, Meta{InstanceARN: fresh.InstanceARN, Cluster: fresh.Cluster}); err != nil {
+			if err := w.putMeta(keyAgent, Meta{InstanceARN: fresh.InstanceARN, Cluster: fresh.Cluster, Unconfirmed: true}); err != nil {
 				return err
 			}
 			return w.finish()

@@ -51,6 +51,9 @@ type Meta struct {
 	Cluster     string `json:"cluster,omitempty"`
 	AZ          string `json:"availabilityZone,omitempty"`
 	BootID      string `json:"bootId,omitempty"`
+	// Unconfirmed is set in a new database until the cluster has said what it knows of
+	// this host: there may be containers that no record tells of.
+	Unconfirmed bool `json:"unconfirmed,omitempty"`
 
 	Clean      bool   `json:"-"` // the agent before this one closed the database
 	Generation uint64 `json:"-"` // how often the database was opened, this time included

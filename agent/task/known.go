@@ -138,6 +138,9 @@ type Observed struct {
 	Process ProcessState `json:"process,omitempty"`
 	// Exit is set when Process is ProcessExited.
 	Exit *Exit `json:"exit,omitempty"`
+	// Unstarted says of a process that has ended that nothing of the container's program
+	// ever ran: it was made, and a start of it was cut short.
+	Unstarted bool `json:"unstarted,omitempty"`
 }
 
 // ProcessState is what the runtime says of a container's process.
@@ -238,6 +241,23 @@ type Owned struct {
 	TaskARN  string
 	TaskID   string
 	Handle   Handle
+}
+
+// Found is a task that the runtime tells of although no record of it is left.
+type Found struct {
+	Task       *Task
+	Containers []FoundContainer // those that are there
+}
+
+// FoundContainer is one container of a task that was found, with what a record of it
+// would hold.
+type FoundContainer struct {
+	Name      string
+	Handle    Handle
+	RuntimeID string
+	Created   time.Time
+	Image     Handle // of its image; nil when that is gone
+	Digest    string // of its image
 }
 
 // Deps hands an Ensure what was stored of the resource itself and of those that it

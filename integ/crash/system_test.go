@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
+	cacs "berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/system"
@@ -45,7 +46,7 @@ func kinds() []string {
 // backInStep is how soon a part that was killed must be back (reliability plan, C7).
 const backInStep = 2 * time.Second
 
-func start(t *testing.T, kind, bin string) *lab {
+func start(t *testing.T, kind, bin string, acs ...func(*cacs.Config)) *lab {
 	t.Helper()
 	l := &lab{ledger: &Ledger{}, registry: testimage.NewRegistry()}
 	t.Cleanup(l.registry.Close)
@@ -53,6 +54,11 @@ func start(t *testing.T, kind, bin string) *lab {
 	l.System = system.Start(t, system.Options{
 		Containerd: kind, Programs: bin,
 		API: func(c *api.Config) { c.Submitted = l.submitted },
+		ACS: func(c *cacs.Config) {
+			for _, change := range acs {
+				change(c)
+			}
+		},
 		AgentEnv: []string{
 			"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=1s", "ECS_CONTAINER_STOP_TIMEOUT=20s",
 			"ECS_DYNAMIC_HOST_PORT_RANGE=40000-40199",
