@@ -19,13 +19,21 @@ import (
 
 // What the tests below do, and how often (reliability plan, C5, C7 and C13).
 const (
-	steady          = 10 // tasks that run all the time
-	atATime         = 10 // tasks that come and go
-	agentKills      = 20
-	containerdKills = 10
-	clusterStops    = 5
-	leastChurned    = 20 // fewer tasks that came and went would prove nothing
+	steady       = 10 // tasks that run all the time
+	atATime      = 10 // tasks that come and go
+	leastChurned = 20 // fewer tasks that came and went would prove nothing
 )
+
+// kills says how often what is killed. Where the kind of containerd matters less, the
+// second one is spared the time.
+type kills struct{ agent, containerd, cluster int }
+
+func killsFor(kind string) kills {
+	if kind == system.Containerd1 {
+		return kills{agent: 7, containerd: 10, cluster: 2}
+	}
+	return kills{agent: 20, containerd: 10, cluster: 5}
+}
 
 // TestNothingIsLostWhenPartsAreKilled kills the agent, containerd and the cluster while
 // some tasks run and others come and go.
@@ -34,10 +42,10 @@ func TestNothingIsLostWhenPartsAreKilled(t *testing.T) {
 	for _, kind := range kinds() {
 		t.Run(kind, func(t *testing.T) {
 			l := start(t, kind, bin)
-			run := l.steady(t)
-			t.Run("agent", func(t *testing.T) { l.killAgent(t, run) })
-			t.Run("containerd", func(t *testing.T) { l.killContainerd(t, run) })
-			t.Run("cluster", func(t *testing.T) { l.stopCluster(t, run) })
+			run, n := l.steady(t), killsFor(kind)
+			t.Run("agent", func(t *testing.T) { l.killAgent(t, run, n.agent) })
+			t.Run("containerd", func(t *testing.T) { l.killContainerd(t, run, n.containerd) })
+			t.Run("cluster", func(t *testing.T) { l.stopCluster(t, run, n.cluster) })
 			if t.Failed() {
 				return
 			}
@@ -237,10 +245,10 @@ func (c *churn) end() {
 }
 
 // killAgent ends the agent again and again (C5).
-func (l *lab) killAgent(t *testing.T, run map[string][]int) {
+func (l *lab) killAgent(t *testing.T, run map[string][]int, times int) {
 	c := l.churn(t)
 	var slowest time.Duration
-	for i := range agentKills {
+	for i := range times {
 		c.moment(i)
 		before := c.count()
 		l.Agent.Kill()
@@ -262,11 +270,11 @@ func (l *lab) killAgent(t *testing.T, run map[string][]int) {
 
 // killContainerd ends containerd again and again; of the steady tasks not one change is
 // reported (C7).
-func (l *lab) killContainerd(t *testing.T, run map[string][]int) {
+func (l *lab) killContainerd(t *testing.T, run map[string][]int, times int) {
 	told := l.toldOf(run)
 	c := l.churn(t)
 	var slowest time.Duration
-	for i := range containerdKills {
+	for i := range times {
 		c.moment(i)
 		before := c.count()
 		l.Containerd.Kill()
@@ -304,10 +312,10 @@ func (l *lab) toldOf(run map[string][]int) int {
 
 // stopCluster ends the cluster and starts it again on its data (C13). Tasks end in
 // between, and their end is reported afterwards.
-func (l *lab) stopCluster(t *testing.T, run map[string][]int) {
+func (l *lab) stopCluster(t *testing.T, run map[string][]int, times int) {
 	def := l.register(t, "short", l.container("main", "busybox", fmt.Sprintf("sleep 0.3; exit %d", churnExit)))
 	var slowest time.Duration
-	for range clusterStops {
+	for range times {
 		arns := l.On(t).Run(def, atATime)
 		system.Until(t, 20*time.Second, "one of them has started", func() error {
 			h := l.ledger.History()
