@@ -216,6 +216,10 @@ type Berth struct {
 	OCIRuntime       string
 	RegistryHosts    string // directory
 	InitPath         string
+	VolumeDir        string
+	VolumePath       string // of berth-volume
+	VolumeDrivers    string // directory
+	HostPathsAllowed []string
 }
 
 // Source says where the value of a setting came from: "default", "environment", or

@@ -19,6 +19,8 @@ import (
 	"berth.dev/berth/agent/resource"
 	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/agent/task"
+	"berth.dev/berth/agent/volume"
+	"berth.dev/berth/volumes"
 )
 
 // socket names of containerd that are tried when none is configured: the host's own.
@@ -30,6 +32,7 @@ type hostSide struct {
 	images  *image.Images
 	network *netns.Network
 	cgroups *resource.Cgroup
+	volumes *volume.Volumes
 	log     *slog.Logger
 }
 
@@ -84,6 +87,10 @@ func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSid
 	if err != nil {
 		return nil, errors.Join(err, h.close())
 	}
+	h.volumes, err = openVolumes(c, address, log)
+	if err != nil {
+		return nil, config.Terminal(errors.Join(err, h.close()))
+	}
 	auth, err := image.StaticAuth(c.Images.AuthType, c.Images.AuthData)
 	if err != nil {
 		return nil, config.Terminal(errors.Join(err, h.close()))
@@ -109,7 +116,7 @@ func (h *hostSide) prepare(ctx context.Context) error {
 }
 
 func (h *hostSide) resources() []engine.Resource {
-	return []engine.Resource{h.client.Containers(), h.network, h.cgroups, h.images}
+	return []engine.Resource{h.client.Containers(), h.volumes, h.network, h.cgroups, h.images}
 }
 
 func (h *hostSide) close() error {
@@ -124,25 +131,51 @@ func (h *hostSide) close() error {
 // ended.
 func (h *hostSide) teardown(ctx context.Context) error {
 	_, err := engine.Sweep(ctx, h.resources(), func(string) bool { return false }, h.log)
-	return errors.Join(err, h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))
+	return errors.Join(err, h.volumes.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))
+}
+
+// openVolumes makes the adapter for volumes. Tasks are kept from the agent's own
+// directories and from containerd's.
+func openVolumes(c *config.Config, containerd string, log *slog.Logger) (*volume.Volumes, error) {
+	program, err := programPath("berth-volume", c.Berth.VolumePath, "BERTH_VOLUME_PATH")
+	if err != nil {
+		return nil, err
+	}
+	return volume.New(volume.Config{
+		Dirs: volumes.Dirs{Run: filepath.Join(c.Berth.RunDir, "volumes"), State: c.Berth.VolumeDir},
+		Allowed: volumes.Allowed{
+			Own: []string{
+				c.Berth.StateDir, c.Berth.RunDir, c.Berth.VolumeDir, c.Berth.KeyFile, c.Berth.VolumeDrivers,
+				filepath.Dir(containerd), "/var/lib/berth", "/run/containerd", "/var/lib/containerd", "/etc/containerd", "/run/runc",
+			},
+			Always: c.Berth.HostPathsAllowed,
+		},
+		Strict: c.Features.SharedStrict, Drivers: c.Berth.VolumeDrivers, Remote: &volumes.Remote{Program: program}, Log: log,
+	}), nil
 }
 
 // loggerPath finds the program that writes the containers' output.
 func loggerPath(c *config.Config) (string, error) {
-	if c.Berth.LoggerPath != "" {
-		return c.Berth.LoggerPath, nil
+	return programPath("berth-logger", c.Berth.LoggerPath, "BERTH_LOGGER_PATH")
+}
+
+// programPath finds a program of Berth's: where a setting says, beside this one, or on
+// the search path.
+func programPath(name, configured, setting string) (string, error) {
+	if configured != "" {
+		return configured, nil
 	}
 	self, err := os.Executable()
 	if err != nil {
 		return "", err
 	}
-	beside := filepath.Join(filepath.Dir(self), "berth-logger")
+	beside := filepath.Join(filepath.Dir(self), name)
 	if _, err := os.Stat(beside); err == nil {
 		return beside, nil
 	}
-	path, err := exec.LookPath("berth-logger")
+	path, err := exec.LookPath(name)
 	if err != nil {
-		return "", fmt.Errorf("the program berth-logger is neither beside %s nor on PATH; install it or name it in BERTH_LOGGER_PATH", self)
+		return "", fmt.Errorf("the program %s is neither beside %s nor on PATH; install it or name it in %s", name, self, setting)
 	}
 	return filepath.Abs(path)
 }

@@ -63,7 +63,7 @@ func capabilities() []capability {
 		{name: capA + "execution-role-ecr-pull"},
 		{name: capA + "container-health-check", when: func(c *config.Config) bool { return !c.Metadata.HealthDisabled }},
 		{name: capA + "execution-role-awslogs", when: func(c *config.Config) bool { return c.Logging.AwslogsRole }},
-		{name: capA + "docker-plugin.local"},
+		{name: capA + "docker-plugin.local", supported: true},
 		{name: capA + "pid-ipc-namespace-sharing"},
 		{name: capA + "aws-appmesh", notExternal: true},
 		{name: capA + "task-eia", notExternal: true},

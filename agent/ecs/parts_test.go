@@ -42,7 +42,7 @@ func TestAttributes(t *testing.T) {
 	}
 	want = append(want,
 		"com.amazonaws.ecs.capability.logging-driver.json-file", "com.amazonaws.ecs.capability.logging-driver.none",
-		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit", "ecs.capability.external",
+		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit", "ecs.capability.docker-plugin.local", "ecs.capability.external",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)
 	if d := cmp.Diff(want, got); d != "" {

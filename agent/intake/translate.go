@@ -141,32 +141,6 @@ func unsupported(w *acs.Task) error {
 	return nil
 }
 
-// translateVolume takes a volume; its type defaults to host (agent protocol,
-// "Volumes and EBS").
-func translateVolume(w *acs.Volume) (task.Volume, error) {
-	v := task.Volume{Name: w.Name, Type: w.Type}
-	if v.Name == "" {
-		return v, unloadablef("a volume has no name")
-	}
-	if v.Type == "" {
-		v.Type = "host"
-	}
-	switch v.Type {
-	case "host":
-	case "docker", "efs", "fsxWindowsFileServer", "s3files":
-		return v, &Rejection{Reason: fmt.Sprintf("%s: volumes of type %q are not supported by this agent", task.ResourceInitialization, v.Type)}
-	default:
-		return v, unloadablef("unrecognized volume type: %q", v.Type)
-	}
-	if w.Host != nil {
-		v.HostPath = w.Host.SourcePath
-	}
-	if v.HostPath != "" && !strings.HasPrefix(v.HostPath, "/") {
-		return v, unloadablef("sourcePath of volume %q is not absolute", v.Name)
-	}
-	return v, nil
-}
-
 func translateContainer(w *acs.Container) (*task.Container, error) {
 	if !containerName.MatchString(w.Name) {
 		return nil, unloadablef("a container's name must be of letters, digits, - and _")

@@ -52,19 +52,20 @@ func bases(t *task.Task) []base {
 	)
 }
 
-// volumeBases lists the volumes that a driver has to make.
+// volumeBases lists the volumes of a task. One whose data goes with the task stays as
+// long as the records of the containers, which people may still want to look at.
 func volumeBases(t *task.Task) []base {
-	var out []base
+	out := make([]base, 0, len(t.Volumes))
 	for i := range t.Volumes {
 		v := &t.Volumes[i]
-		if v.Type == "host" {
-			continue // the container's own specification binds it
-		}
 		b := base{id: task.ResourceID{Kind: task.KindVolume, Name: v.Name}, users: []string{}, limit: setupTimeout}
+		if v.OfTask() {
+			b.life = asRecords
+		}
 		for j := range t.Containers {
-			c := &t.Containers[j]
-			if slices.ContainsFunc(c.Mounts, func(m task.Mount) bool { return m.Volume == v.Name }) {
-				b.users = append(b.users, c.Name)
+			c := t.Containers[j].Name
+			if slices.ContainsFunc(t.MountsOf(c), func(m task.Mount) bool { return m.Volume == v.Name }) {
+				b.users = append(b.users, c)
 			}
 		}
 		out = append(out, b)

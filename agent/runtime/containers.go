@@ -95,9 +95,13 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 		return task.Result{}, classify(err, task.CannotCreateContainer)
 	}
 	p.in.User, err = s.c.identity(ctx, p.image, p.user, p.dir, p.h.ID, mounts)
+	if err == nil {
+		err = s.c.populate(ctx, p, mounts)
+	}
 	if err != nil {
 		return task.Result{}, classify(err, task.CannotCreateContainer)
 	}
+	p.groups()
 	oci, err := spec.Build(p.in)
 	if err != nil {
 		return task.Result{}, err
@@ -146,6 +150,8 @@ type planned struct {
 	dir   string
 	in    spec.Input
 	log   logLimits
+
+	mounts map[string]volumeHandle // by volume
 }
 
 func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engine.Deps) (*planned, error) {
@@ -177,7 +183,7 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	if p.in.Network, err = network(t, name, d); err != nil {
 		return nil, err
 	}
-	if p.in.Volumes, err = hostVolumes(t); err != nil {
+	if err := p.volumes(d); err != nil {
 		return nil, err
 	}
 	if c.HostConfig.Privileged {
@@ -249,29 +255,6 @@ func existing(file string) string {
 		return ""
 	}
 	return file
-}
-
-// hostVolumes makes the directories of the task's bind mounts where they are missing,
-// as Docker does.
-func hostVolumes(t *task.Task) (map[string]string, error) {
-	out := map[string]string{}
-	for _, v := range t.Volumes {
-		if v.HostPath == "" {
-			continue
-		}
-		if !filepath.IsAbs(v.HostPath) {
-			return nil, task.Failf(task.Invalid, task.CannotCreateVolume, "volume %s: sourcePath %q is not absolute", v.Name, v.HostPath)
-		}
-		dir := filepath.Clean(v.HostPath)
-		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
-			err = os.MkdirAll(dir, 0o755)
-			if err != nil {
-				return nil, task.Failf(task.Invalid, task.CannotCreateVolume, "volume %s: %w", v.Name, err)
-			}
-		}
-		out[v.Name] = dir
-	}
-	return out, nil
 }
 
 // prepare makes the container's snapshot, or finds it. Layers that were collected

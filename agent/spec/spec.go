@@ -315,7 +315,7 @@ func mounts(in Input, sec security) ([]specs.Mount, error) {
 
 func volumes(in Input) ([]specs.Mount, error) {
 	var ms []specs.Mount
-	for _, m := range in.Container.Mounts {
+	for _, m := range in.Task.MountsOf(in.Container.Name) {
 		at, err := mountPath("mountPoints", m.Path)
 		if err != nil {
 			return nil, err

@@ -1,6 +1,8 @@
 package task
 
 import (
+	"path"
+	"slices"
 	"strings"
 	"time"
 )
@@ -122,11 +124,59 @@ type Restart struct {
 	AttemptPeriod    time.Duration `json:"attemptPeriod"`
 }
 
-// Volume is a volume of the task; HostPath is set for type host with a source path.
+// Volume is a volume of the task. The members after Type belong to one type each.
 type Volume struct {
-	Name     string `json:"name"`
-	Type     string `json:"type"`
-	HostPath string `json:"hostPath,omitempty"`
+	Name     string        `json:"name"`
+	Type     string        `json:"type"`
+	HostPath string        `json:"hostPath,omitempty"` // none: an empty directory of the task's own
+	Docker   *DockerVolume `json:"docker,omitempty"`
+}
+
+// Types of volumes (agent protocol, "Volume").
+const (
+	VolumeHost   = "host"
+	VolumeDocker = "docker"
+)
+
+// DockerVolume is a volume made by a volume driver (ECS API model,
+// DockerVolumeConfiguration).
+type DockerVolume struct {
+	Shared        bool              `json:"shared,omitempty"` // by tasks, and kept; else the task's own
+	Autoprovision bool              `json:"autoprovision,omitempty"`
+	Driver        string            `json:"driver"`
+	Options       map[string]string `json:"options,omitempty"`
+	Labels        map[string]string `json:"labels,omitempty"`
+}
+
+// OfTask reports whether the volume's data goes with the task.
+func (v *Volume) OfTask() bool {
+	return v.Type == VolumeHost && v.HostPath == "" || v.Type == VolumeDocker && v.Docker != nil && !v.Docker.Shared
+}
+
+// MountsOf lists what a container mounts: its own mounts, then those that it has from
+// other containers where it has none at the same path (volumesFrom).
+func (t *Task) MountsOf(container string) []Mount {
+	return t.mountsOf(container, make(map[string]bool))
+}
+
+func (t *Task) mountsOf(container string, seen map[string]bool) []Mount {
+	c := t.Container(container)
+	if c == nil || seen[container] {
+		return nil
+	}
+	seen[container] = true
+	mounts := slices.Clone(c.Mounts)
+	for _, from := range c.VolumesFrom {
+		for _, m := range t.mountsOf(from.Container, seen) {
+			m.ReadOnly = m.ReadOnly || from.ReadOnly
+			at := path.Clean(m.Path)
+			if !slices.ContainsFunc(mounts, func(have Mount) bool { return path.Clean(have.Path) == at }) {
+				mounts = append(mounts, m)
+			}
+		}
+	}
+	seen[container] = false
+	return mounts
 }
 
 // Config is what Berth acts on of the Docker Engine container config that the

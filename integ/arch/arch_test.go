@@ -33,6 +33,7 @@ var imports = []struct {
 	{"wire/...", []string{"wire/..."}},
 	{"stats", nil},
 	{"eni/...", []string{"eni/..."}},
+	{"volumes/...", []string{"volumes/..."}},
 	{"cni-plugins/...", []string{"cni-plugins/...", "eni/..."}},
 	{"agent/task", nil},
 	{"agent/fail/...", []string{"agent/fail"}},
@@ -47,6 +48,7 @@ var imports = []struct {
 	{"agent/runtime/...", []string{"agent/task", "agent/spec", "agent/fail", "agent/engine", "agent/runtime/..."}},
 	{"agent/image", []string{"agent/task", "agent/engine", "agent/fail", "agent/runtime"}},
 	{"agent/netns", []string{"agent/task", "agent/engine", "agent/fail", "eni/...", "cni-plugins/..."}},
+	{"agent/volume", []string{"agent/task", "agent/engine", "agent/fail", "volumes/..."}},
 	{"agent/resource", []string{"agent/task", "agent/engine", "agent/fail"}},
 	{"agent/intake", []string{"agent/task", "agent/plan", "agent/fail", "agent/state", "agent/creds", "agent/acs", "wire/..."}},
 	{"agent/session", nil},
@@ -54,9 +56,9 @@ var imports = []struct {
 	{"agent/tcs", []string{"wire/...", "stats", "agent/task", "agent/session"}},
 	{"agent/ecs", []string{"agent/task", "agent/config"}},
 	{"agent/report", []string{"agent/task", "agent/state", "agent/fail"}},
-	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "eni/...", "cni-plugins/..."}},
+	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "eni/...", "cni-plugins/...", "volumes/..."}},
 	{"cluster/...", []string{"cluster/...", "wire/..."}},
-	{"cmd/...", []string{"agent/...", "cluster/...", "wire/...", "eni/...", "cni-plugins/...", "cmd/...", "integ/testimage"}},
+	{"cmd/...", []string{"agent/...", "cluster/...", "wire/...", "eni/...", "cni-plugins/...", "volumes/...", "cmd/...", "integ/testimage"}},
 	{"integ/...", []string{"..."}},
 }
 

@@ -108,6 +108,7 @@ func (s *System) environ() []string {
 		"BERTH_CONTAINERD_ADDRESS="+s.Containerd.Address,
 		"BERTH_STATE_DIR="+filepath.Join(s.Dir, "agent"),
 		"BERTH_RUN_DIR="+filepath.Join(s.Dir, "run"),
+		"BERTH_VOLUME_DIR="+filepath.Join(s.Dir, "volumes"),
 		"BERTH_LOG_DIR="+filepath.Join(s.Dir, "log"),
 		"BERTH_KEY_FILE="+filepath.Join(s.Dir, "agent.key"),
 		"BERTH_LOGGER_PATH="+filepath.Join(s.Bin, "berth-logger"),

@@ -25,6 +25,7 @@ func topics() []topic {
 		{"networks", networks()},
 		{"images", images()},
 		{"logs", logs()},
+		{"volumes", volumeRows()},
 	}
 }
 

@@ -1,0 +1,109 @@
+package tasks
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+)
+
+// mounts adds mount points to a container, each VOLUME:PATH or VOLUME:PATH:ro.
+func mounts(c types.ContainerDefinition, points ...string) types.ContainerDefinition {
+	for _, p := range points {
+		part := strings.Split(p, ":")
+		c.MountPoints = append(c.MountPoints, types.MountPoint{
+			SourceVolume: &part[0], ContainerPath: &part[1], ReadOnly: aws.Bool(len(part) > 2),
+		})
+	}
+	return c
+}
+
+// hostVolume is a volume of a path in the system's directory.
+func hostVolume(l *lab, name, path string) types.Volume {
+	return types.Volume{Name: &name, Host: &types.HostVolumeProperties{SourcePath: aws.String(filepath.Join(l.Dir, path))}}
+}
+
+func dockerVolume(name string, scope types.Scope, provision bool, options map[string]string) types.Volume {
+	d := &types.DockerVolumeConfiguration{Scope: scope, DriverOpts: options, Labels: map[string]string{"made": "by a test"}}
+	if scope == types.ScopeShared {
+		d.Autoprovision = &provision
+	}
+	return types.Volume{Name: &name, DockerVolumeConfiguration: d}
+}
+
+// volumes makes a definition with volumes that may depend on the system.
+func volumes(of func(l *lab) []types.Volume, cs ...types.ContainerDefinition) func(*lab) *ecs.RegisterTaskDefinitionInput {
+	return func(l *lab) *ecs.RegisterTaskDefinitionInput {
+		return task(func(in *ecs.RegisterTaskDefinitionInput) { in.Volumes = of(l) }, cs...)(l)
+	}
+}
+
+// volumeRows are about what tasks keep files in.
+func volumeRows() []scenario {
+	ok := exited(end{"main", 0, ""})
+	const flags = `sed -n 's/.* \(\/v[a-z]*\) \([^ ]*\) .*/\1 \2/p' /proc/self/mountinfo | sed 's/,relatime//' | sort`
+	missing := "ResourceInitializationError: volume none: initialize volume: volume detection failed, volume 'none' does not exist and autoprovision is set to false"
+	refused := "ResourceInitializationError: volume kernel: /proc/sys shows the kernel and its devices; the operator of the host can allow it with BERTH_HOST_PATHS_ALLOWED"
+	return []scenario{
+		{
+			name: "volume of the host", want: ok, output: []string{"/v rw,nosuid,nodev", "/vro ro,nosuid,nodev", "sh: can't create /vro/b: Read-only file system", "a"},
+			define: volumes(func(l *lab) []types.Volume { return []types.Volume{hostVolume(l, "data", "made/for/a-task")} },
+				mounts(shell(flags+"; echo a > /v/a; echo b > /vro/b; cat /vro/a"), "data:/v", "data:/vro:ro")),
+			ended: func(t *testing.T, l *lab, _ types.Task) {
+				if b, err := os.ReadFile(filepath.Join(l.Dir, "made/for/a-task/a")); err != nil || string(b) != "a\n" {
+					t.Errorf("the file on the host: %q, %v", b, err)
+				}
+			},
+		},
+		{
+			name: "volume of the task", want: exited(end{"main", 0, ""}, end{"writer", 0, ""}), output: []string{"from the writer", "sh: can't create /v/b: Read-only file system"},
+			define: volumes(func(*lab) []types.Volume { return []types.Volume{{Name: aws.String("scratch")}} },
+				with(shell("cat /v/a; echo b > /v/b; true"), func(c *types.ContainerDefinition) {
+					c.VolumesFrom = []types.VolumeFrom{{SourceContainer: aws.String("writer"), ReadOnly: aws.Bool(true)}}
+					c.DependsOn = []types.ContainerDependency{{ContainerName: aws.String("writer"), Condition: types.ContainerConditionSuccess}}
+				}),
+				with(mounts(named("writer", shell("echo from the writer > /v/a")), "scratch:/v"), func(c *types.ContainerDefinition) { c.Essential = aws.Bool(false) })),
+		},
+		{
+			name: "volume filled from the image", want: ok, output: []string{"app:x:1000:1001::/:/bin/sh", "1"},
+			define: volumes(func(*lab) []types.Volume { return []types.Volume{{Name: aws.String("etc")}} },
+				mounts(shell("grep ^app: /etc/passwd; echo new > /etc/new; ls /etc | grep -c new"), "etc:/etc")),
+		},
+		{
+			name: "volume in memory", want: ok, output: []string{"/v rw,nosuid,nodev,noexec", "tmpfs", "1777 0", "No space left on device"},
+			define: volumes(func(*lab) []types.Volume {
+				return []types.Volume{dockerVolume("memory", types.ScopeTask, false, map[string]string{"type": "tmpfs", "device": "tmpfs", "o": "size=1m,noexec"})}
+			}, mounts(shell(flags+`; grep ' /v ' /proc/mounts | cut -d ' ' -f 3; stat -c '%a %u' /v; dd if=/dev/zero of=/v/x bs=65536 count=100 2>&1 | sed -n 's/.*: //p' | head -n 1`), "memory:/v")),
+		},
+		{
+			name: "volume that tasks share", want: ok, output: []string{"kept"},
+			define: volumes(func(*lab) []types.Volume {
+				return []types.Volume{dockerVolume("kept", types.ScopeShared, true, nil)}
+			}, mounts(shell("echo kept > /v/a; cat /v/a"), "kept:/v")),
+			ended: func(t *testing.T, l *lab, _ types.Task) {
+				again := l.On(t)
+				arn := again.Run(again.Register(&ecs.RegisterTaskDefinitionInput{
+					Family: aws.String("again"), ContainerDefinitions: []types.ContainerDefinition{mounts(shell("cat /v/a"), "kept:/v")},
+					Volumes: []types.Volume{dockerVolume("kept", types.ScopeShared, false, nil)},
+				}), 1)[0]
+				l.prints(t, again.Wait("STOPPED", 30e9, arn)[0], []string{"kept"})
+			},
+		},
+		{
+			name: "volume that does not exist", want: neverStarted(missing, end{"main", noExit, ""}),
+			define: volumes(func(*lab) []types.Volume {
+				return []types.Volume{dockerVolume("none", types.ScopeShared, false, nil)}
+			}, mounts(shell("true"), "none:/v")),
+		},
+		{
+			name: "volume that is refused", want: neverStarted(refused, end{"main", noExit, ""}),
+			define: volumes(func(*lab) []types.Volume {
+				return []types.Volume{{Name: aws.String("kernel"), Host: &types.HostVolumeProperties{SourcePath: aws.String("/proc/sys")}}}
+			}, mounts(shell("true"), "kernel:/v")),
+		},
+	}
+}

@@ -1,0 +1,142 @@
+package volumes
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os/exec"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// Remote mounts network file systems. Whatever could wait for a server runs in a process
+// of its own, which is left to itself when it does not end in time: nothing of the agent
+// ever waits in the kernel.
+type Remote struct {
+	// Program is the path of berth-volume.
+	Program string
+	// Limit is how long one mount may take.
+	Limit time.Duration
+}
+
+// remoteMount is one mount, as the program reads it from its standard input.
+type remoteMount struct {
+	Do       string   `json:"do"` // mount, bind or unmount
+	Source   string   `json:"source,omitempty"`
+	Target   string   `json:"target"`
+	Options  []string `json:"options,omitempty"`
+	ReadOnly bool     `json:"readOnly,omitempty"`
+	Netns    string   `json:"-"` // path of the network namespace to mount in
+}
+
+const (
+	// remoteLimit is how long a server may take to answer, unless Limit says otherwise. It
+	// is under the limit of one try of the engine, so that the reason is the server's.
+	remoteLimit = 45 * time.Second
+	// reapLimit is how long a killed process may take to end; one that is stuck in the
+	// kernel ends with the server's answer, and is not waited for.
+	reapLimit = 500 * time.Millisecond
+)
+
+func (r *Remote) limit() time.Duration {
+	if r.Limit > 0 {
+		return r.Limit
+	}
+	return remoteLimit
+}
+
+func (r *Remote) mount(ctx context.Context, m remoteMount) error {
+	m.Do = "mount"
+	return r.run(ctx, m)
+}
+
+func (r *Remote) bind(source, target string) error {
+	return r.run(context.Background(), remoteMount{Do: "bind", Source: source, Target: target})
+}
+
+func (r *Remote) unmount(ctx context.Context, target string) error {
+	there, err := mounted(target)
+	if err != nil {
+		return err
+	}
+	if !there {
+		return unmount(target) // the directory alone
+	}
+	return r.run(ctx, remoteMount{Do: "unmount", Target: target})
+}
+
+// run has the program do one thing, for no longer than the limit.
+func (r *Remote) run(ctx context.Context, m remoteMount) error {
+	in, err := json.Marshal(m)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, r.limit(), failf(ErrUnavailable, "%s: the server of %s did not answer in %v", m.Do, m.name(), r.limit()))
+	defer cancel()
+	var stderr bytes.Buffer
+	args := []string{"do"}
+	if m.Netns != "" {
+		args = []string{"in", m.Netns, "do"}
+	}
+	cmd := exec.CommandContext(ctx, r.Program, args...)
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), &limited{b: &stderr, left: 8 << 10}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	if err := cmd.Start(); err != nil {
+		return fmt.Errorf("%s: %w", r.Program, err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // it ends with the process, which a signal or the server ends
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		select {
+		case err = <-ended:
+		case <-time.After(reapLimit):
+			return context.Cause(ctx)
+		}
+	}
+	if ctx.Err() != nil && err != nil {
+		return context.Cause(ctx)
+	}
+	var exit *exec.ExitError
+	if errors.As(err, &exit) {
+		text := strings.TrimSpace(stderr.String())
+		switch exit.ExitCode() {
+		case exitInvalid:
+			return failf(ErrInvalid, "%s", text)
+		case exitUnavailable:
+			return failf(ErrUnavailable, "%s", text)
+		}
+		return fmt.Errorf("%s: %s", exit, text)
+	}
+	return err
+}
+
+func (m remoteMount) name() string {
+	if m.Source != "" {
+		return m.Source
+	}
+	return m.Target
+}
+
+// limited is a writer that drops what is too much.
+type limited struct {
+	b    *bytes.Buffer
+	left int
+}
+
+func (l *limited) Write(p []byte) (int, error) {
+	n := min(len(p), l.left)
+	l.left -= n
+	l.b.Write(p[:n])
+	return len(p), nil
+}
+
+// Exit codes of the program that say what kind of failure it was.
+const (
+	exitInvalid     = 2
+	exitUnavailable = 3
+)
