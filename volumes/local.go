@@ -70,10 +70,6 @@ func (l *Local) Mount(ctx context.Context, v *Volume) (Mounted, error) {
 	if err := v.check(); err != nil {
 		return Mounted{}, err
 	}
-	o, err := parseLocal(v.Options)
-	if err != nil {
-		return Mounted{}, err
-	}
 	if v.Scope == ScopeShared {
 		if err := l.named(v); err != nil {
 			return Mounted{}, err
@@ -81,6 +77,16 @@ func (l *Local) Mount(ctx context.Context, v *Volume) (Mounted, error) {
 	} else if v.Autoprovision {
 		return Mounted{}, failf(ErrInvalid, "volume [%s] : task scoped volume could not be autoprovisioned", v.Name)
 	}
+	o, err := parseLocal(v.Options)
+	if err != nil {
+		return Mounted{}, err
+	}
+	m, err := l.mount(ctx, v, o)
+	m.ReadOnly, m.NoExec = o.access.readOnly, o.access.noExec
+	return m, err
+}
+
+func (l *Local) mount(ctx context.Context, v *Volume, o *localOptions) (Mounted, error) {
 	switch o.kind {
 	case localBind:
 		return l.host.mount(v, o.device, &o.dir, o.access)

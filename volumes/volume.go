@@ -43,6 +43,9 @@ type Mounted struct {
 	// Group, when it is not 0, is a group that the containers' processes must be in to use
 	// the volume.
 	Group uint32 `json:"group,omitempty"`
+	// ReadOnly and NoExec say what the volume is limited to for every container.
+	ReadOnly bool `json:"readOnly,omitempty"`
+	NoExec   bool `json:"noExec,omitempty"`
 }
 
 // Driver makes volumes of one kind. Its methods may be called at the same time for

@@ -146,7 +146,7 @@ func openVolumes(c *config.Config, containerd string, log *slog.Logger) (*volume
 		Allowed: volumes.Allowed{
 			Own: []string{
 				c.Berth.StateDir, c.Berth.RunDir, c.Berth.VolumeDir, c.Berth.KeyFile, c.Berth.VolumeDrivers,
-				filepath.Dir(containerd), "/var/lib/berth", "/run/containerd", "/var/lib/containerd", "/etc/containerd", "/run/runc",
+				containerd, "/var/lib/berth", "/run/containerd", "/var/lib/containerd", "/etc/containerd", "/run/runc",
 			},
 			Always: c.Berth.HostPathsAllowed,
 		},

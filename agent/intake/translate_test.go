@@ -168,10 +168,18 @@ func TestTranslateRefuses(t *testing.T) {
 		"bad overrides":     {first(func(c *acs.Container) { c.Overrides = "{" }), unloadable + "container a: overrides"},
 		"unknown volume":    {first(func(c *acs.Container) { c.MountPoints = []acs.MountPoint{{SourceVolume: "v", ContainerPath: "/p"}} }), unloadable + "container a: mountPoints"},
 		"volume type":       {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "ebs"}} }, unloadable + `unrecognized volume type: "ebs"`},
-		"docker volume":     {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "docker"}} }, "ResourceInitializationError: "},
-		"secrets":           {first(func(c *acs.Container) { c.Secrets = []acs.Secret{{Name: "S"}} }), "ResourceInitializationError: secrets are not supported"},
-		"awsvpc":            {func(w *acs.Task) { w.NetworkMode = "awsvpc" }, "ResourceInitializationError: network mode awsvpc"},
-		"network mode":      {func(w *acs.Task) { w.NetworkMode = "mesh" }, unloadable + "networkMode"},
+		"volume name":       {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "../v"}} }, unloadable + "a volume's name"},
+		"volume driver": {func(w *acs.Task) {
+			w.Volumes = []acs.Volume{{Name: "v", Type: "docker", DockerVolumeConfiguration: &acs.DockerVolume{Driver: "../../bin/sh"}}}
+		}, unloadable + `volume "v": a driver's name`},
+		"volume scope": {func(w *acs.Task) {
+			w.Volumes = []acs.Volume{{Name: "v", Type: "docker", DockerVolumeConfiguration: &acs.DockerVolume{Scope: "cluster"}}}
+		}, unloadable + `volume "v": unknown scope`},
+		"windows volume": {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "fsxWindowsFileServer"}} }, "ResourceInitializationError: volume v: fsxWindowsFileServer"},
+		"s3files volume": {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "s3files"}} }, "ResourceInitializationError: volume v: s3files"},
+		"secrets":        {first(func(c *acs.Container) { c.Secrets = []acs.Secret{{Name: "S"}} }), "ResourceInitializationError: secrets are not supported"},
+		"awsvpc":         {func(w *acs.Task) { w.NetworkMode = "awsvpc" }, "ResourceInitializationError: network mode awsvpc"},
+		"network mode":   {func(w *acs.Task) { w.NetworkMode = "mesh" }, unloadable + "networkMode"},
 		"dependency": {second(func(a, _ *acs.Container) {
 			a.DependsOn = []acs.ContainerDependency{{ContainerName: "b", Condition: "SOON"}}
 		}), unloadable + "container a: dependsOn"},

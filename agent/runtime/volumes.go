@@ -10,6 +10,7 @@ import (
 	"slices"
 
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/spec"
 	"berth.dev/berth/agent/task"
 
 	"github.com/containerd/containerd/v2/core/mount"
@@ -22,11 +23,13 @@ type volumeHandle struct {
 	Path     string `json:"path"`
 	Populate string `json:"populate"`
 	Group    uint32 `json:"group"`
+	ReadOnly bool   `json:"readOnly"`
+	NoExec   bool   `json:"noExec"`
 }
 
 // volumes finds where the container's volumes are.
 func (p *planned) volumes(d engine.Deps) error {
-	p.in.Volumes = make(map[string]string)
+	p.in.Volumes = make(map[string]spec.Volume)
 	p.mounts = make(map[string]volumeHandle)
 	for _, m := range p.t.MountsOf(p.name) {
 		var h volumeHandle
@@ -36,7 +39,8 @@ func (p *planned) volumes(d engine.Deps) error {
 		if h.Path == "" {
 			return task.Failf(task.Invalid, task.CannotCreateContainer, "volume %s of container %s was not made", m.Volume, p.name)
 		}
-		p.in.Volumes[m.Volume], p.mounts[m.Volume] = h.Path, h
+		p.in.Volumes[m.Volume] = spec.Volume{Path: h.Path, ReadOnly: h.ReadOnly, NoExec: h.NoExec}
+		p.mounts[m.Volume] = h
 	}
 	return nil
 }

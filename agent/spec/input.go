@@ -13,7 +13,7 @@ type Input struct {
 	Image     Image
 	User      User
 	Network   Network
-	Volumes   map[string]string // host directory by volume name
+	Volumes   map[string]Volume // by name
 	Host      Host
 
 	// CgroupsPath is the container's cgroup below the root of each hierarchy.
@@ -31,6 +31,13 @@ type Image struct {
 	WorkingDir string
 	User       string
 	StopSignal string
+}
+
+// Volume is a volume of the task as it is on the host.
+type Volume struct {
+	Path string // of the directory or file
+	// What the volume itself is limited to; a mount point may say read-only, too.
+	ReadOnly, NoExec bool
 }
 
 // User is the container's user as the image's own files resolve it.

@@ -320,15 +320,18 @@ func volumes(in Input) ([]specs.Mount, error) {
 		if err != nil {
 			return nil, err
 		}
-		src, ok := in.Volumes[m.Volume]
+		v, ok := in.Volumes[m.Volume]
 		if !ok {
 			return nil, invalid("mountPoints: volume %q of %s is not available on this host", m.Volume, m.Path)
 		}
 		opts := []string{"rbind", "rprivate", "nosuid", "nodev"}
-		if m.ReadOnly {
-			opts = append(opts, "ro")
+		if v.NoExec {
+			opts = append(opts, "noexec")
 		}
-		ms = append(ms, specs.Mount{Destination: at, Type: "bind", Source: src, Options: opts})
+		if m.ReadOnly || v.ReadOnly {
+			opts = append(opts, "ro", "rro") // what is mounted below it, too
+		}
+		ms = append(ms, specs.Mount{Destination: at, Type: "bind", Source: v.Path, Options: opts})
 	}
 	return ms, nil
 }

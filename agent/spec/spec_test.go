@@ -80,7 +80,7 @@ func TestBuildGolden(t *testing.T) {
 			hc.ReadonlyRootfs, hc.ShmSize, hc.Init = true, 1<<20, ptr(true)
 			hc.Tmpfs = map[string]string{"/tmp": "size=1m,mode=1777", "/run": ""}
 			in.Host.Init = "/usr/lib/berth/init"
-			in.Volumes = map[string]string{"data": "/srv/data"}
+			in.Volumes = map[string]Volume{"data": {Path: "/srv/data"}}
 			in.Container.Mounts = []task.Mount{{Volume: "data", Path: "/data", ReadOnly: true}}
 		}},
 		{"user-workdir-tty", func(in *Input) {
@@ -146,7 +146,7 @@ func TestBuildRefuses(t *testing.T) {
 		}},
 		{"mount over proc", "mountPoints", func(in *Input) {
 			in.Container.Mounts = []task.Mount{{Volume: "v", Path: "/proc/sys"}}
-			in.Volumes = map[string]string{"v": "/v"}
+			in.Volumes = map[string]Volume{"v": {Path: "/v"}}
 		}},
 		{"unknown volume", "mountPoints", func(in *Input) { in.Container.Mounts = []task.Mount{{Volume: "v", Path: "/v"}} }},
 		{"relative tmpfs", "tmpfs", func(in *Input) { in.Container.HostConfig.Tmpfs = map[string]string{"tmp": ""} }},

@@ -69,7 +69,7 @@ func volumeRows() []scenario {
 				with(mounts(named("writer", shell("echo from the writer > /v/a")), "scratch:/v"), func(c *types.ContainerDefinition) { c.Essential = aws.Bool(false) })),
 		},
 		{
-			name: "volume filled from the image", want: ok, output: []string{"app:x:1000:1001::/:/bin/sh", "1"},
+			name: "volume filled from the image", want: ok, output: []string{"app:x:1000:1001::/home/app:/bin/sh", "1"},
 			define: volumes(func(*lab) []types.Volume { return []types.Volume{{Name: aws.String("etc")}} },
 				mounts(shell("grep ^app: /etc/passwd; echo new > /etc/new; ls /etc | grep -c new"), "etc:/etc")),
 		},
