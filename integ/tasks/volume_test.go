@@ -52,7 +52,7 @@ func volumeRows() []scenario {
 		{
 			name: "volume of the host", want: ok, output: []string{"/v rw,nosuid,nodev", "/vro ro,nosuid,nodev", "sh: can't create /vro/b: Read-only file system", "a"},
 			define: volumes(func(l *lab) []types.Volume { return []types.Volume{hostVolume(l, "data", "made/for/a-task")} },
-				mounts(shell(flags+"; echo a > /v/a; echo b > /vro/b; cat /vro/a"), "data:/v", "data:/vro:ro")),
+				mounts(shell("exec 2>&1; "+flags+"; echo a > /v/a; echo b > /vro/b; cat /vro/a"), "data:/v", "data:/vro:ro")),
 			ended: func(t *testing.T, l *lab, _ types.Task) {
 				if b, err := os.ReadFile(filepath.Join(l.Dir, "made/for/a-task/a")); err != nil || string(b) != "a\n" {
 					t.Errorf("the file on the host: %q, %v", b, err)
@@ -62,7 +62,7 @@ func volumeRows() []scenario {
 		{
 			name: "volume of the task", want: exited(end{"main", 0, ""}, end{"writer", 0, ""}), output: []string{"from the writer", "sh: can't create /v/b: Read-only file system"},
 			define: volumes(func(*lab) []types.Volume { return []types.Volume{{Name: aws.String("scratch")}} },
-				with(shell("cat /v/a; echo b > /v/b; true"), func(c *types.ContainerDefinition) {
+				with(shell("exec 2>&1; cat /v/a; echo b > /v/b; true"), func(c *types.ContainerDefinition) {
 					c.VolumesFrom = []types.VolumeFrom{{SourceContainer: aws.String("writer"), ReadOnly: aws.Bool(true)}}
 					c.DependsOn = []types.ContainerDependency{{ContainerName: aws.String("writer"), Condition: types.ContainerConditionSuccess}}
 				}),
