@@ -57,6 +57,7 @@ type agent struct {
 	boot     string // of the host, now
 	rebooted bool   // it was another when the state was written
 
+	metadata *metadata
 	host     *hostSide
 	engine   *engine.Engine
 	reporter *report.Reporter
@@ -113,8 +114,10 @@ func (a *agent) open(ctx context.Context) (err error) {
 	before := a.db.Meta().BootID
 	a.rebooted = before != "" && before != a.boot
 	a.identity = ecs.Credentials(a.c)
-	a.ecs, err = ecs.New(a.c, a.facts, a.identity, a.version(), a.log)
-	return err
+	if a.ecs, err = ecs.New(a.c, a.facts, a.identity, a.version(), a.log); err != nil {
+		return err
+	}
+	return a.openMetadata(ctx)
 }
 
 func (a *agent) version() string {
@@ -192,7 +195,7 @@ func (a *agent) startHost(ctx context.Context) error {
 func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	a.host.client.SetInstance(a.instance().InstanceARN)
 	e, err := engine.New(engine.Config{
-		Store: a.db, Resources: a.host.resources(), Admission: a.admission(), Settings: a.settings(),
+		Store: a.db, Resources: append(a.host.resources(), a.metadata.server), Published: a.metadata.published, Admission: a.admission(), Settings: a.settings(),
 		Parallel:    map[string]int{task.KindContainer: startConcurrency(a.c)},
 		Undelivered: func(taskID string) bool { return a.undelivered(ctx, taskID) }, StoreFailed: func(err error) { a.health.Report(health.StateFailing, err) },
 		Rebooted: a.rebooted, Log: a.log,
@@ -204,6 +207,7 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 		return err
 	}
 	a.engine = e
+	a.metadata.tasks.goes(e)
 	a.reporter = report.New(report.Config{Outbox: a.db, Submitter: a.ecs, Log: a.log})
 	g.Go(func() error { return ignoreCancel(ctx, a.reporter.Run(ctx)) })
 	if !a.db.Meta().Unconfirmed {
@@ -361,7 +365,7 @@ func (a *agent) close() error {
 	if a.host != nil {
 		err = a.host.close()
 	}
-	err = errors.Join(err, a.db.Close())
+	err = errors.Join(err, a.metadata.close(), a.db.Close())
 	a.log.Info("ended; tasks go on", "err", err)
 	return err
 }

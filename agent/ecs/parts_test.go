@@ -42,7 +42,11 @@ func TestAttributes(t *testing.T) {
 	}
 	want = append(want,
 		"com.amazonaws.ecs.capability.logging-driver.json-file", "com.amazonaws.ecs.capability.logging-driver.none",
+<<<<<<< HEAD
 		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit", "ecs.capability.docker-plugin.local", "ecs.capability.external",
+=======
+		"com.amazonaws.ecs.capability.task-iam-role", "ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit", "ecs.capability.external",
+>>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)
 	if d := cmp.Diff(want, got); d != "" {
@@ -63,7 +67,8 @@ func TestAttributesFollowSettings(t *testing.T) {
 		{"ECS_EXTERNAL=false", "ecs.capability.external", false},
 		{"ECS_EXTERNAL=false", "ecs.cpu-architecture=x86_64", false},
 		{"ECS_DETAILED_OS_FAMILY=mine_1", "ecs.os-type-detailed=mine_1", true},
-		{"ECS_ENABLE_TASK_IAM_ROLE=true", "com.amazonaws.ecs.capability.task-iam-role", false}, // not yet
+		{"ECS_ENABLE_TASK_IAM_ROLE=false", "com.amazonaws.ecs.capability.task-iam-role", false},
+		{"ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true", "com.amazonaws.ecs.capability.task-iam-role-network-host", true},
 	} {
 		if got := slices.Contains(names(Attributes(settings(t, c.env), host, true)), c.attribute); got != c.want {
 			t.Errorf("%s: %s claimed: %v", c.env, c.attribute, got)

@@ -30,6 +30,9 @@ type Config struct {
 	// StoreFailed is called with each failure of a commit, and with nil when commits
 	// work again.
 	StoreFailed func(error)
+	// Published, if set, is called with a task as it stands each time something of it
+	// may have changed. It must return at once and must not call the engine.
+	Published func(View)
 	// Rebooted says that the host was restarted since the state was written.
 	Rebooted bool
 	Log      *slog.Logger

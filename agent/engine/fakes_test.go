@@ -237,7 +237,8 @@ func startEngine(t *testing.T, h *host, s Store) (*Engine, *fakeContainers) {
 	e, err := New(Config{
 		Store: s,
 		Resources: []Resource{
-			&fakeResource{task.KindCgroup, h}, &fakeResource{task.KindNetwork, h}, &fakeResource{task.KindImage, h}, containers,
+			&fakeResource{task.KindCgroup, h}, &fakeResource{task.KindNetwork, h}, &fakeResource{task.KindImage, h},
+			&fakeResource{task.KindEndpoint, h}, containers,
 		},
 		Admission: NewAdmission(Share{CPU: 4096, Memory: 4096}, []Port{{22, "tcp"}}),
 		Settings: plan.Settings{

@@ -485,12 +485,8 @@ func transition(a plan.Action) string {
 
 // publish makes what is known readable for others.
 func (r *runner) publish() {
-	v := View{Task: r.task, Known: *r.k, Containers: make(map[string]task.ContainerStatus, len(r.task.Containers))}
+	v := View{Task: r.task, Known: *r.k, Containers: plan.ContainerStatuses(r.task, r.k)}
 	v.Known.SentContainers = maps.Clone(r.k.SentContainers)
-	for i := range r.task.Containers {
-		name := r.task.Containers[i].Name
-		v.Containers[name] = plan.ContainerStatus(r.task, r.k, name)
-	}
 	v.Known.Resources = make(map[task.ResourceID]*task.Record, len(r.k.Resources))
 	for id, rec := range r.k.Resources {
 		c := *rec
@@ -499,6 +495,9 @@ func (r *runner) publish() {
 	r.mu.Lock()
 	r.snapshot = v
 	r.mu.Unlock()
+	if r.e.c.Published != nil {
+		r.e.c.Published(v)
+	}
 }
 
 func (r *runner) view() View {

@@ -68,6 +68,7 @@ func Translate(w *acs.Task, clusterARN string) (*task.Task, error) {
 	t := &task.Task{
 		ARN: w.ARN, ClusterARN: clusterARN, Family: w.Family, Version: w.Version, LaunchType: w.LaunchType,
 		CPU: w.CPU, Memory: w.Memory, PidMode: w.PidMode, IpcMode: w.IpcMode, ServiceName: w.ServiceName, Group: w.Group,
+		FaultInjection: w.EnableFaultInjection,
 	}
 	if c := w.RoleCredentials; c != nil {
 		t.CredentialsID = c.CredentialsID

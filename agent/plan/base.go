@@ -49,11 +49,32 @@ const (
 func bases(t *task.Task) []base {
 	return slices.Concat(
 		volumeBases(t),
+		endpointBases(t),
 	)
 }
 
+<<<<<<< HEAD
 // volumeBases lists the volumes of a task. One whose data goes with the task stays as
 // long as the records of the containers, which people may still want to look at.
+=======
+// endpointBases lists the metadata endpoints, one for each network.
+func endpointBases(t *task.Task) []base {
+	var out []base
+	for _, network := range networks(t) {
+		b := base{
+			id:    task.ResourceID{Kind: task.KindEndpoint, Name: network.Name},
+			after: []task.ResourceID{network}, limit: setupTimeout, where: inAgent,
+		}
+		if ownNetworks(t) {
+			b.users = []string{network.Name}
+		}
+		out = append(out, b)
+	}
+	return out
+}
+
+// volumeBases lists the volumes that a driver has to make.
+>>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
 func volumeBases(t *task.Task) []base {
 	out := make([]base, 0, len(t.Volumes))
 	for i := range t.Volumes {

@@ -30,6 +30,15 @@ func ContainerStatus(t *task.Task, k *task.Known, name string) task.ContainerSta
 	}
 }
 
+// ContainerStatuses is what each container of a task counts as.
+func ContainerStatuses(t *task.Task, k *task.Known) map[string]task.ContainerStatus {
+	out := make(map[string]task.ContainerStatus, len(t.Containers))
+	for i := range t.Containers {
+		out[t.Containers[i].Name] = ContainerStatus(t, k, t.Containers[i].Name)
+	}
+	return out
+}
+
 // essential makes a task stop when an essential container has stopped, or when
 // something that the whole task stands on could not be made.
 func (d *decision) essential() {

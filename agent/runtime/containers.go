@@ -68,6 +68,13 @@ type (
 		Hosts  string `json:"hosts"`
 		Resolv string `json:"resolv"`
 	}
+	endpointHandle struct {
+		Environment map[string]map[string]string `json:"environment"`
+		Mounts      map[string][]struct {
+			Source      string `json:"source"`
+			Destination string `json:"destination"`
+		} `json:"mounts"`
+	}
 	cgroupHandle struct {
 		Parent string `json:"parent"`
 	}
@@ -183,7 +190,14 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	if p.in.Network, err = network(t, name, d); err != nil {
 		return nil, err
 	}
+<<<<<<< HEAD
 	if err := p.volumes(d); err != nil {
+=======
+	if p.in.Endpoint, err = endpoint(name, d); err != nil {
+		return nil, err
+	}
+	if p.in.Volumes, err = hostVolumes(t); err != nil {
+>>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
 		return nil, err
 	}
 	if c.HostConfig.Privileged {
@@ -248,6 +262,23 @@ func network(t *task.Task, name string, d engine.Deps) (spec.Network, error) {
 		n.Hosts, n.Resolv = existing("/etc/hosts"), existing("/etc/resolv.conf")
 	}
 	return n, nil
+}
+
+// endpoint is what the container gets to find its metadata endpoint.
+func endpoint(name string, d engine.Deps) (spec.Endpoint, error) {
+	var h endpointHandle
+	id := task.ResourceID{Kind: task.KindEndpoint, Name: name}
+	if r, ok := d.Get(id); !ok || len(r.Handle) == 0 {
+		id.Name = "task"
+	}
+	if err := dependency(d, id, &h); err != nil {
+		return spec.Endpoint{}, err
+	}
+	e := spec.Endpoint{Environment: h.Environment[name]}
+	for _, m := range h.Mounts[name] {
+		e.Mounts = append(e.Mounts, spec.EndpointMount{Source: m.Source, Destination: m.Destination})
+	}
+	return e, nil
 }
 
 func existing(file string) string {

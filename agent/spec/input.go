@@ -15,6 +15,7 @@ type Input struct {
 	Network   Network
 	Volumes   map[string]Volume // by name
 	Host      Host
+	Endpoint  Endpoint
 
 	// CgroupsPath is the container's cgroup below the root of each hierarchy.
 	CgroupsPath string
@@ -45,6 +46,15 @@ type User struct {
 	UID, GID       uint32
 	AdditionalGIDs []uint32
 }
+
+// Endpoint is what a container needs to find its metadata endpoint.
+type Endpoint struct {
+	Environment map[string]string // stands before everything else (agent protocol, "Environment precedence")
+	Mounts      []EndpointMount
+}
+
+// EndpointMount is a file or directory of the host that the container may read.
+type EndpointMount struct{ Source, Destination string }
 
 // Network is the container's network namespace and the files that go with it.
 type Network struct {

@@ -186,12 +186,15 @@ func environment(in Input) []string {
 		seen[k] = true
 		env = append(env, kv)
 	}
-	if c.Config.Env != nil {
+	for _, k := range slices.Sorted(mapKeys(in.Endpoint.Environment)) {
+		add(k + "=" + in.Endpoint.Environment[k])
+	}
+	if n := len(env); c.Config.Env != nil {
 		// A present list replaces the environment; its last value of a key wins.
 		for _, kv := range slices.Backward(c.Config.Env) {
 			add(kv)
 		}
-		slices.Reverse(env)
+		slices.Reverse(env[n:])
 	} else {
 		for _, k := range slices.Sorted(mapKeys(c.Environment)) {
 			add(k + "=" + c.Environment[k])
@@ -307,6 +310,9 @@ func mounts(in Input, sec security) ([]specs.Mount, error) {
 		return nil, err
 	}
 	ms = append(ms, vs...)
+	for _, m := range in.Endpoint.Mounts {
+		ms = append(ms, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}})
+	}
 	if in.Container.HostConfig.Init != nil && *in.Container.HostConfig.Init {
 		ms = append(ms, specs.Mount{Destination: initPath, Type: "bind", Source: in.Host.Init, Options: []string{"rbind", "ro", "rprivate"}})
 	}

@@ -28,8 +28,20 @@ type Task struct {
 	CredentialsID          string `json:"credentialsId,omitempty"`
 	ExecutionCredentialsID string `json:"executionCredentialsId,omitempty"`
 
+	// FaultInjection lets the task disturb its own network by its metadata endpoint.
+	FaultInjection bool          `json:"faultInjection,omitempty"`
+	Associations   []Association `json:"associations,omitempty"`
+
 	Containers []Container `json:"containers"`
 	Volumes    []Volume    `json:"volumes,omitempty"`
+}
+
+// Association gives containers of the task something of the host by its name.
+type Association struct {
+	Containers []string `json:"containers"`
+	Type       string   `json:"type"`
+	Name       string   `json:"name"`
+	Value      string   `json:"value,omitempty"` // the content, as the cluster sent it
 }
 
 // Network modes of a task.

@@ -72,6 +72,16 @@ type tagged struct {
 	put  func(tx *store.Tx, tags []types.Tag)
 }
 
+// runsOn reports whether the ARN is that of a task on the instance.
+func (a *API) runsOn(r store.Reader, instanceARN, arn string) bool {
+	kind, parts, ok := a.resource(arn)
+	if !ok || kind != "task" || len(parts) != 2 || instanceARN == "" {
+		return false
+	}
+	t, ok := store.Get(r, store.Tasks, store.Key(parts...))
+	return ok && aws.ToString(t.Task.ContainerInstanceArn) == instanceARN
+}
+
 // findTagged finds the resource of an ARN.
 func (a *API) findTagged(r store.Reader, arn string) (*tagged, error) {
 	kind, parts, ok := a.resource(arn)
@@ -175,13 +185,15 @@ func (a *API) UntagResource(ctx context.Context, in *ecs.UntagResourceInput) (*e
 // ListTagsForResource lists the tags of a resource. An instance key may ask
 // about its own instance only.
 func (a *API) ListTagsForResource(ctx context.Context, in *ecs.ListTagsForResourceInput) (*ecs.ListTagsForResourceOutput, error) {
-	arn := aws.ToString(in.ResourceArn)
-	if err := ownInstance(CallerOf(ctx), arn); err != nil {
-		return nil, err
-	}
+	arn, caller := aws.ToString(in.ResourceArn), CallerOf(ctx)
 	out := &ecs.ListTagsForResourceOutput{Tags: []types.Tag{}}
 	var err error
 	a.Store.View(func(r store.Reader) {
+		if !a.runsOn(r, caller.InstanceARN, arn) { // an agent asks for its tasks as well
+			if err = ownInstance(caller, arn); err != nil {
+				return
+			}
+		}
 		var t *tagged
 		if t, err = a.findTagged(r, arn); err == nil {
 			out.Tags = append(out.Tags, t.tags...)

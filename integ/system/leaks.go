@@ -65,11 +65,16 @@ func (s *System) differs(before world.Snapshot) error {
 		Match:  regexp.MustCompile(`^d\S+ ` + regexp.QuoteMeta(s.Dir) + `/(run|run/network(/files)?|run/rootfs|run/volumes|run/volumes/tasks|run/volumes/shared|volumes/tasks|run/runc|run/runc/berth|log|log/tasks)$`),
 		Reason: "directories that all tasks share, made with the first one and empty now",
 	}
+	audit := world.Residue{
+		Set:    world.Files,
+		Match:  regexp.MustCompile(`^-\S+ ` + regexp.QuoteMeta(s.Dir) + `/log/audit\.log$`),
+		Reason: "the record of who asked for credentials, which outlives the tasks",
+	}
 	parents := world.Residue{
 		Set: world.Cgroups, Match: regexp.MustCompile(`/` + s.Cgroup() + `$`),
 		Reason: "parent of all tasks, which the runtime makes in the hierarchies that the agent has no use for",
 	}
-	if lines := world.Diff(before, now, directories, parents); len(lines) > 0 {
+	if lines := world.Diff(before, now, directories, parents, audit); len(lines) > 0 {
 		return errors.New(strings.Join(lines, "\n"))
 	}
 	return nil

@@ -21,7 +21,7 @@ import (
 // Names and numbers of the rule set.
 const (
 	// rulesVersion is raised whenever the rules below change, so that an older set is replaced.
-	rulesVersion = 2
+	rulesVersion = 3
 
 	setPublished = "published"
 	setHairpin   = "hairpin"
@@ -39,6 +39,13 @@ const (
 	// packet that comes out of a namespace, whatever was set inside.
 	translatedPriority = 0x62657274
 )
+
+// hostMetadata is where a host finds its own metadata and credentials (EC2 instance
+// metadata, ECS and EKS credentials). Namespaces never get there: with the host's identity
+// a task could have the credentials of all tasks sent to it.
+var hostMetadata = []netip.Prefix{
+	netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("169.254.170.2/32"), netip.MustParsePrefix("169.254.170.23/32"),
+}
 
 // Registers: the 32-bit ones, of which the 128-bit register n is the group 4+4n to 7+4n.
 const (
@@ -345,6 +352,10 @@ func (r *rules) addInet(c *nftables.Conn) {
 	guard := chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
 	rule(guard, in, ipv4(), addrIn(ipv4Destination, loopback), verdict(expr.VerdictDrop))
 
+	for _, a := range hostMetadata {
+		rule(guard, in, ipv4(), addrIn(ipv4Destination, a), toLocal(), verdict(expr.VerdictDrop))
+	}
+
 	dnatIn := chain("published_in", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
 	dnatOut := chain("published_local", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
 	rule(dnatIn, ipv4(), toLocal(), r.translate())
@@ -366,6 +377,10 @@ func (r *rules) addInet(c *nftables.Conn) {
 	rule(snat, ipv4(), addrIn(ipv4Source, r.cfg.Subnet), nameIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, r.cfg.Bridge), masq)
 
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	for _, a := range hostMetadata {
+		rule(forward, in, ipv4(), addrIn(ipv4Destination, a), protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
+		rule(forward, in, ipv4(), addrIn(ipv4Destination, a), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
+	}
 	rule(forward, out, ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	rule(forward, out, ct(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
 	rule(forward, in, out, ipv4(), pairIn(r.peers), verdict(expr.VerdictAccept))
