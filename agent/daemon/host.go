@@ -19,12 +19,9 @@ import (
 	"berth.dev/berth/agent/resource"
 	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/agent/task"
-<<<<<<< HEAD
+	"berth.dev/berth/agent/tmds"
 	"berth.dev/berth/agent/volume"
 	"berth.dev/berth/volumes"
-=======
-	"berth.dev/berth/agent/tmds"
->>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
 )
 
 // socket names of containerd that are tried when none is configured: the host's own.
@@ -135,8 +132,8 @@ func (h *hostSide) close() error {
 // teardown removes everything of the agent's from the host. Tasks that still run are
 // ended.
 func (h *hostSide) teardown(ctx context.Context) error {
-<<<<<<< HEAD
-	_, err := engine.Sweep(ctx, h.resources(), func(string) bool { return false }, h.log)
+	endpoints := tmds.New(tmds.Config{Dir: endpointsDir(h.c), Files: &tmds.Files{Dir: filesDir(h.c)}})
+	_, err := engine.Sweep(ctx, append(h.resources(), endpoints), func(string) bool { return false }, h.log)
 	return errors.Join(err, h.volumes.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))
 }
 
@@ -158,11 +155,6 @@ func openVolumes(c *config.Config, containerd string, log *slog.Logger) (*volume
 		},
 		Strict: c.Features.SharedStrict, Drivers: c.Berth.VolumeDrivers, Remote: &volumes.Remote{Program: program}, Log: log,
 	}), nil
-=======
-	endpoints := tmds.New(tmds.Config{Dir: endpointsDir(h.c), Files: &tmds.Files{Dir: filesDir(h.c)}})
-	_, err := engine.Sweep(ctx, append(h.resources(), endpoints), func(string) bool { return false }, h.log)
-	return errors.Join(err, h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))
->>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
 }
 
 // loggerPath finds the program that writes the containers' output.

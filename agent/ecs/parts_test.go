@@ -42,11 +42,8 @@ func TestAttributes(t *testing.T) {
 	}
 	want = append(want,
 		"com.amazonaws.ecs.capability.logging-driver.json-file", "com.amazonaws.ecs.capability.logging-driver.none",
-<<<<<<< HEAD
+		"com.amazonaws.ecs.capability.task-iam-role",
 		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit", "ecs.capability.docker-plugin.local", "ecs.capability.external",
-=======
-		"com.amazonaws.ecs.capability.task-iam-role", "ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit", "ecs.capability.external",
->>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)
 	if d := cmp.Diff(want, got); d != "" {

@@ -53,10 +53,6 @@ func bases(t *task.Task) []base {
 	)
 }
 
-<<<<<<< HEAD
-// volumeBases lists the volumes of a task. One whose data goes with the task stays as
-// long as the records of the containers, which people may still want to look at.
-=======
 // endpointBases lists the metadata endpoints, one for each network.
 func endpointBases(t *task.Task) []base {
 	var out []base
@@ -73,8 +69,8 @@ func endpointBases(t *task.Task) []base {
 	return out
 }
 
-// volumeBases lists the volumes that a driver has to make.
->>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
+// volumeBases lists the volumes of a task. One whose data goes with the task stays as
+// long as the records of the containers, which people may still want to look at.
 func volumeBases(t *task.Task) []base {
 	out := make([]base, 0, len(t.Volumes))
 	for i := range t.Volumes {

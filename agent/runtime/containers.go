@@ -190,14 +190,10 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	if p.in.Network, err = network(t, name, d); err != nil {
 		return nil, err
 	}
-<<<<<<< HEAD
-	if err := p.volumes(d); err != nil {
-=======
 	if p.in.Endpoint, err = endpoint(name, d); err != nil {
 		return nil, err
 	}
-	if p.in.Volumes, err = hostVolumes(t); err != nil {
->>>>>>> 02f9e8a (Tasks have metadata endpoints: versions 2, 3 and 4, credentials and task protection, on a listener inside each task's network)
+	if err := p.volumes(d); err != nil {
 		return nil, err
 	}
 	if c.HostConfig.Privileged {

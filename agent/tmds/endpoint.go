@@ -20,6 +20,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 )
 
@@ -191,7 +192,13 @@ func (s *Server) open(t *task.Task, name string, h *Handle) error {
 	} else if l, err = listen(h.Namespace); err == nil {
 		e.http = server(s.taskHandler(t.ID()))
 	}
+	if err == nil {
+		err = fail.Point(fail.TMDSAfterListen)
+	}
 	if err != nil {
+		if l != nil {
+			err = errors.Join(err, l.Close())
+		}
 		return err
 	}
 	s.mu.Lock()

@@ -49,7 +49,7 @@ var imports = []struct {
 	{"agent/image", []string{"agent/task", "agent/engine", "agent/fail", "agent/runtime"}},
 	{"agent/netns", []string{"agent/task", "agent/engine", "agent/fail", "eni/...", "cni-plugins/..."}},
 	{"agent/volume", []string{"agent/task", "agent/engine", "agent/fail", "volumes/..."}},
-	{"agent/tmds", []string{"agent/task", "agent/engine", "agent/creds", "eni/...", "wire/tmds"}},
+	{"agent/tmds", []string{"agent/task", "agent/fail", "agent/engine", "agent/creds", "eni/...", "wire/tmds"}},
 	{"agent/resource", []string{"agent/task", "agent/engine", "agent/fail"}},
 	{"agent/intake", []string{"agent/task", "agent/plan", "agent/fail", "agent/state", "agent/creds", "agent/acs", "wire/..."}},
 	{"agent/session", nil},

@@ -25,7 +25,6 @@ var unreachable = map[fail.Name]string{
 	fail.SecretAfterFetch:  "secrets are not fetched by this agent",
 	fail.CNIBetweenPlugins: "the bridge and its ports are one plugin, called in process",
 	fail.ENIAfterMove:      "network mode awsvpc is refused",
-	fail.TMDSAfterListen:   "there is no metadata endpoint",
 	fail.CredsAfterSet:     "the cluster hands out no credentials",
 	fail.MigrateMid:        "there is one version of the state's layout",
 }
