@@ -25,6 +25,8 @@ const (
 	secretChars = 40
 	// operatorMeta is the name of the record of the operator's key id.
 	operatorMeta = "operator-key"
+	// rootMeta is the name of the record that tells the root key from others.
+	rootMeta = "root-key"
 )
 
 // Key is an access key. It prints without its secret.
@@ -40,7 +42,11 @@ func (k Key) GoString() string { return "cluster.Key{" + k.String() + "}" }
 
 // keyring derives secrets: the store has the ids only, so that it holds no
 // credential.
-type keyring struct{ root []byte }
+type keyring struct {
+	root  []byte
+	path  string
+	fresh bool // made now
+}
 
 // openKeyring reads the root key of a directory, or makes one.
 func openKeyring(dir string) (*keyring, error) {
@@ -51,7 +57,7 @@ func openKeyring(dir string) (*keyring, error) {
 		if _, err := rand.Read(root); err != nil {
 			return nil, fmt.Errorf("make root key: %w", err)
 		}
-		return &keyring{root}, writeFile(path, root, 0o600)
+		return &keyring{root, path, true}, writeFile(path, root, 0o600)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read root key: %w", err)
@@ -59,7 +65,30 @@ func openKeyring(dir string) (*keyring, error) {
 	if len(root) != rootKeyBytes {
 		return nil, fmt.Errorf("%s has %d bytes instead of %d; restore it from a backup, or remove it to have all keys made anew", path, len(root), rootKeyBytes)
 	}
-	return &keyring{root}, nil
+	return &keyring{root, path, false}, nil
+}
+
+// pin refuses to serve records whose secrets come from another root key: all processes
+// on one etcd need the same.
+func (k *keyring) pin(ctx context.Context, s *store.Store) error {
+	h := hmac.New(sha256.New, k.root)
+	h.Write([]byte("fingerprint"))
+	mine := base64.RawStdEncoding.EncodeToString(h.Sum(nil)[:12])
+	err := s.Update(ctx, func(tx *store.Tx) error {
+		v, ok := store.Get(tx, store.Meta, rootMeta)
+		if !ok {
+			store.Put(tx, store.Meta, rootMeta, &store.Value{Text: mine})
+			return nil
+		}
+		if v.Text != mine {
+			return fmt.Errorf("%s is not the root key of this cluster; copy that file, and the folder tls if there is one, from the directory of a process that serves it", k.path)
+		}
+		return nil
+	})
+	if err != nil && k.fresh {
+		err = errors.Join(err, os.Remove(k.path))
+	}
+	return err
 }
 
 func (k *keyring) secret(id string) string {

@@ -61,6 +61,9 @@ type Config struct {
 	Region, Account string
 	// Endpoints of an etcd cluster; none means an embedded one.
 	Endpoints []string
+	// Node names this process among those on the same etcd. The default is made of the
+	// machine's name and the listening address, so it stays the same over restarts.
+	Node string
 	// StoppedRetention is how long stopped tasks stay visible; at least the
 	// hour that ECS promises by default.
 	StoppedRetention time.Duration
@@ -111,6 +114,8 @@ type Server struct {
 	api      *api.API
 	acs      *acs.Server
 	tcs      *tcs.Server
+	node     string
+	member   *store.Membership // nil with an embedded etcd
 	metrics  *metrics
 	http     *http.Server
 	log      *slog.Logger
@@ -124,6 +129,7 @@ type Server struct {
 var (
 	accountRule = regexp.MustCompile(`^[0-9]{12}$`)
 	regionRule  = regexp.MustCompile(`^[a-z]{2}(-[a-z0-9]+)+$`)
+	nodeRule    = regexp.MustCompile(`^[A-Za-z0-9._:@\[\]-]{1,255}$`)
 )
 
 func (c *Config) complete() error {
@@ -140,6 +146,8 @@ func (c *Config) complete() error {
 		return fmt.Errorf("account %q is not a number of 12 digits", c.Account)
 	case !regionRule.MatchString(c.Region):
 		return fmt.Errorf("region %q is not a region name such as us-east-1", c.Region)
+	case c.Node != "" && !nodeRule.MatchString(c.Node):
+		return fmt.Errorf("node name %q has more than 255 characters, or others than letters, digits and ._:@[]-", c.Node)
 	}
 	return nil
 }
@@ -176,6 +184,9 @@ func (s *Server) open(ctx context.Context) error {
 	s.goRun("placer", run, s.api.RunTasks)
 	s.goRun("sessions", run, s.acs.Run)
 	s.goRun("sweeper", run, s.sweep)
+	if s.member != nil {
+		s.goRun("node", run, func(ctx context.Context) error { return s.member.Keep(ctx, s.acs.Rejoined) })
+	}
 	s.work.Go(func() {
 		if err := s.http.Serve(listener); !errors.Is(err, http.ErrServerClosed) {
 			s.log.Error("the listener ended", "err", err)
@@ -215,6 +226,12 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	if err := s.pinIdentity(ctx); err != nil {
 		return err
 	}
+	if err := s.keys.pin(ctx, s.store); err != nil {
+		return err
+	}
+	if s.node, err = nodeName(c.Node, addr); err != nil {
+		return err
+	}
 	if s.operator, err = s.keys.operator(ctx, s.store); err != nil {
 		return err
 	}
@@ -224,7 +241,7 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 		Now:    func() time.Time { return time.Now().Add(c.Faults.ClockSkew) },
 	}
 	s.api, err = api.New(s.store, verifier, api.Config{
-		Region: c.Region, Account: c.Account, StoppedRetention: c.StoppedRetention,
+		Region: c.Region, Account: c.Account, Node: s.node, StoppedRetention: c.StoppedRetention,
 		Endpoint: s.URL, Observe: s.metrics.observe, Submitted: c.Faults.submitted(),
 	}, c.Log)
 	if err != nil {
@@ -232,7 +249,7 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	}
 	s.acs = acs.New(acs.Config{
 		Store: s.store, Authenticate: s.api.Authenticate, Fail: s.api.FailTask,
-		Node: "berth", Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,
+		Node: s.node, Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,
 	})
 	s.tcs = tcs.New(tcs.Config{Authenticate: s.api.Authenticate, Log: c.Log})
 	s.metrics.gauge("berth_tcs_sessions", "Open telemetry sessions.", func() float64 { return float64(s.tcs.Sessions()) })
@@ -251,7 +268,25 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	if s.ca != nil {
 		f.CA, f.Fingerprint = s.ca.path, s.ca.fingerprint()
 	}
-	return f.write(c.Dir)
+	if err := f.write(c.Dir); err != nil {
+		return err
+	}
+	if len(c.Endpoints) > 0 {
+		s.member, err = s.store.Join(ctx, store.Node{Name: s.node, URL: s.url, Joined: time.Now().UTC()})
+	}
+	return err
+}
+
+// nodeName is the name that is set, or what stays the same of this process.
+func nodeName(set string, addr net.Addr) (string, error) {
+	if set != "" {
+		return set, nil
+	}
+	host, err := os.Hostname()
+	if err != nil {
+		return "", fmt.Errorf("find the machine's name: %w; set the node's name", err)
+	}
+	return host + "@" + addr.String(), nil
 }
 
 // settleAddress finds the URL that clients use, and the certificate for it.
@@ -325,6 +360,9 @@ func (s *Server) sweep(ctx context.Context) error {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-t.C:
+		}
+		if !s.api.Leads() {
+			continue
 		}
 		if err := s.api.SweepDefinitions(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("deleted task definitions cannot be removed", "err", err)

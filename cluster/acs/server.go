@@ -47,7 +47,8 @@ type Config struct {
 	// Credentials issues what a task's containers and its agent may use in its name;
 	// either may be nil. It is asked whenever the task is sent. May be nil.
 	Credentials func(ctx context.Context, t *store.Task) (task, execution *acs.IAMRoleCredentials, err error)
-	// Node names this process among those on the same store; it survives a restart.
+	// Node names this process among those on the same store; it stays the same from one
+	// start to the next.
 	Node string
 
 	Heartbeat  time.Duration // between heartbeats [30 s]
@@ -89,6 +90,8 @@ func (c *Config) setDefaults() {
 type Server struct {
 	Config
 	seq sequence
+	// nodeGone holds one token when a node has gone.
+	nodeGone chan struct{}
 
 	// One lock, never held across I/O or a call of the store.
 	mu       sync.Mutex
@@ -102,7 +105,7 @@ type Server struct {
 // New makes a server. It takes sessions once Run runs.
 func New(c Config) *Server {
 	c.setDefaults()
-	return &Server{Config: c, sessions: make(map[string]*session), opened: make(map[string]uint64), opens: make(map[string]*rate.Limiter)}
+	return &Server{Config: c, nodeGone: make(chan struct{}, 1), sessions: make(map[string]*session), opened: make(map[string]uint64), opens: make(map[string]*rate.Limiter)}
 }
 
 // Run keeps the sessions in step with the records until ctx ends, and then ends them.
@@ -142,9 +145,17 @@ func (s *Server) dispatch(c store.Change) {
 				ss.look(t.ID)
 			}
 		}
+	case store.Nodes.Name():
+		if c.New == nil {
+			select {
+			case s.nodeGone <- struct{}{}:
+			default:
+			}
+		}
 	case store.Instances.Name():
 		i, ok := c.New.(*store.Instance)
 		if ok && aws.ToString(i.Instance.Status) != "INACTIVE" {
+			s.moved(c.Old, i)
 			return
 		}
 		if old, had := c.Old.(*store.Instance); had {
@@ -155,6 +166,18 @@ func (s *Server) dispatch(c store.Change) {
 				ss.end(websocket.StatusPolicyViolation, "the container instance was deregistered")
 			}
 		}
+	}
+}
+
+// moved ends the session of an agent that has come to another node since: the connection
+// here is dead and has not been noticed.
+func (s *Server) moved(before any, now *store.Instance) {
+	old, ok := before.(*store.Instance)
+	if !ok || old.Node != s.Node || now.Node == s.Node || !now.Instance.AgentConnected {
+		return
+	}
+	if ss := s.session(now.ID); ss != nil {
+		ss.end(websocket.StatusPolicyViolation, "replaced by a newer session with another node")
 	}
 }
 

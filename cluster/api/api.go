@@ -28,6 +28,9 @@ type Config struct {
 	// Submitted is told about every answered SubmitTaskStateChange; it must
 	// not change what it gets. It may be nil.
 	Submitted func(c Caller, in *ecs.SubmitTaskStateChangeInput, err error)
+	// Node is this process's name among those on the same store; empty for one that is
+	// alone.
+	Node string
 	// StoppedRetention is how long stopped tasks and deregistered instances
 	// stay visible; 0 means one hour, the least that ECS promises.
 	StoppedRetention time.Duration
@@ -74,6 +77,15 @@ func (a *API) now() time.Time {
 		now = a.Now
 	}
 	return now().UTC().Truncate(time.Millisecond)
+}
+
+// Leads tells whether this process does the work that only one has to do.
+func (a *API) Leads() (leads bool) {
+	a.Store.View(func(r store.Reader) {
+		leader := store.Leader(r)
+		leads = leader == "" || leader == a.Node
+	})
+	return leads
 }
 
 type callerKey struct{}

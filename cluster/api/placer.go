@@ -138,6 +138,9 @@ func (a *API) RunTasks(ctx context.Context) error {
 		case err := <-watched:
 			return err
 		case <-expire.C:
+			if !a.Leads() {
+				continue
+			}
 			if err := a.Expire(ctx); err != nil && ctx.Err() == nil {
 				a.Log.Warn("records that are past their time cannot be removed", "err", err)
 			}

@@ -31,11 +31,14 @@ var (
 	Settings = newTable[Setting](8, "settings")
 	// Meta is keyed by the name of the value.
 	Meta = newTable[Value](9, "meta")
+	// Nodes is keyed by node name. Its records are written by Join only, and are there
+	// while several processes share an etcd.
+	Nodes = newTable[Node](10, "nodes")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
 		Allocations.table, Tasks.table, Keys.table,
-		ClientTokens.table, Settings.table, Meta.table,
+		ClientTokens.table, Settings.table, Meta.table, Nodes.table,
 	}
 )
 

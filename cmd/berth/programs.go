@@ -96,7 +96,10 @@ func (a *app) clusterProgram() *cobra.Command {
 		Long: `Runs the central cluster: the public ECS API, the sessions of the agents,
 placement, and the store of all of it, an etcd of its own unless
 --etcd-endpoints names one. The operator's key is made at the first start, in
-operator.json of its directory.`,
+operator.json of its directory.
+
+Several of these programs may serve one etcd, each with a directory of its own
+into which root.key, and tls if there is one, was copied from the first.`,
 		Example: `  berth cluster
   berth cluster --dir /srv/cluster --listen 127.0.0.1:7701 --region eu-west-1`,
 		Args: args(0, 0, ""),
@@ -120,6 +123,8 @@ operator.json of its directory.`,
 	f.StringVar(&o.Region, "region", system.DefaultRegion, "`region` that appears in ARNs")
 	f.StringVar(&o.Account, "account", "", "12 `digits` of the account that appears in ARNs (default 000000000000)")
 	f.StringSliceVar(&o.Endpoints, "etcd-endpoints", nil, "`URLs` of an etcd cluster to keep the records in")
+	f.StringVar(&o.Advertise, "advertise", "", "`host` that clients and agents are told (default the listening address)")
+	f.StringVar(&o.Node, "node", "", "`name` of this process among those on one etcd (default the machine's name and the listening address)")
 	return c
 }
 
