@@ -127,10 +127,10 @@ func sections() []Section {
 				Text: "Labels of pause containers. Berth has none."},
 		}},
 		{"Images", []Setting{
-			{Name: "ECS_ENGINE_AUTH_TYPE", Key: "EngineAuthType", OneOf: []string{"dockercfg", "docker"},
+			{Name: "ECS_ENGINE_AUTH_TYPE", Key: "EngineAuthType", Acted: true, OneOf: []string{"dockercfg", "docker"},
 				to:   func(c *Config) any { return &c.Images.AuthType },
 				Text: "Form of `ECS_ENGINE_AUTH_DATA`."},
-			{Name: "ECS_ENGINE_AUTH_DATA", Key: "EngineAuthData",
+			{Name: "ECS_ENGINE_AUTH_DATA", Key: "EngineAuthData", Acted: true,
 				to:   func(c *Config) any { return &c.Images.AuthData },
 				Text: "Credentials of registries. Never shown."},
 			{Name: "ECS_MANIFEST_PULL_TIMEOUT", Key: "ManifestPullTimeout", Default: "1m", Acted: true, bounds: bounds{min: num(30 * time.Second), below: raise},

@@ -25,6 +25,7 @@ import (
 	"berth.dev/berth/agent/intake"
 	"berth.dev/berth/agent/plan"
 	"berth.dev/berth/agent/report"
+	"berth.dev/berth/agent/roles"
 	"berth.dev/berth/agent/session"
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
@@ -171,11 +172,16 @@ func (a *agent) register(ctx context.Context) error {
 	return nil
 }
 
+// roles makes the configurations for calls of AWS services.
+func (a *agent) roles() *roles.Roles {
+	return roles.New(roles.Config{Store: a.creds, Instance: a.identity, Region: a.c.Cluster.Region, Proxy: ecs.Proxy(a.c)})
+}
+
 // startHost connects to containerd, waiting for it if need be, and makes what all
 // tasks share.
 func (a *agent) startHost(ctx context.Context) error {
 	err := again(ctx, func() (err error) {
-		a.host, err = openHost(ctx, a.c, a.log)
+		a.host, err = openHost(ctx, a.c, a.roles(), a.log)
 		return err
 	}, func(err error) {
 		a.health.Report(health.RuntimeUnavailable, err)

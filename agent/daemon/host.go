@@ -17,7 +17,9 @@ import (
 	"berth.dev/berth/agent/image"
 	"berth.dev/berth/agent/netns"
 	"berth.dev/berth/agent/resource"
+	"berth.dev/berth/agent/roles"
 	"berth.dev/berth/agent/runtime"
+	"berth.dev/berth/agent/secret"
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/agent/tmds"
 	"berth.dev/berth/agent/volume"
@@ -34,6 +36,7 @@ type hostSide struct {
 	network *netns.Network
 	cgroups *resource.Cgroup
 	volumes *volume.Volumes
+	secrets *secret.Secrets
 	log     *slog.Logger
 	c       *config.Config
 }
@@ -55,7 +58,7 @@ func containerdAddress(c *config.Config) (string, error) {
 
 // openHost makes the adapters. While containerd is down it fails with a class that
 // says so, and the caller tries again.
-func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSide, error) {
+func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.Logger) (*hostSide, error) {
 	address, err := containerdAddress(c)
 	if err != nil {
 		return nil, task.Fail(task.Unavailable, "", err)
@@ -64,13 +67,13 @@ func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSid
 	if err != nil {
 		return nil, config.Terminal(err)
 	}
-	h := &hostSide{log: log, c: c}
+	h := &hostSide{log: log, c: c, secrets: secret.New(secret.Config{Roles: r, Dir: filepath.Join(c.Berth.RunDir, "secrets"), Log: log})}
 	h.client, err = runtime.Open(ctx, runtime.Config{
 		Address: address, Namespace: c.Berth.Namespace,
 		StateDir: c.Berth.RunDir, LogDir: filepath.Join(c.Berth.LogDir, "tasks"), LoggerPath: logger,
 		LogMaxBytes: c.Berth.LogFileSize, LogFiles: int(c.Berth.LogFiles),
 		Snapshotter: c.Berth.Snapshotter, Runtime: c.Berth.OCIRuntime, InitPath: c.Berth.InitPath, HostsDir: c.Berth.RegistryHosts,
-		Region: c.Cluster.Region, Cluster: c.Cluster.Name, Log: log,
+		Region: c.Cluster.Region, Cluster: c.Cluster.Name, Given: h.secrets.Given, Log: log,
 	})
 	if err != nil {
 		return nil, err
@@ -99,7 +102,7 @@ func openHost(ctx context.Context, c *config.Config, log *slog.Logger) (*hostSid
 	}
 	h.images, err = image.New(image.Config{
 		Runtime: h.client, Policy: image.Policy(c.Images.PullBehavior),
-		Auth:            func(*task.Task, string) runtime.Auth { return auth },
+		Auth:            image.NewLogins(r, auth).Auth,
 		ManifestTimeout: c.Images.ManifestTimeout, PullTimeout: c.Images.PullTimeout,
 		Inactivity: c.Images.InactivityTimeout, Log: log,
 	})
@@ -114,11 +117,14 @@ func (h *hostSide) prepare(ctx context.Context) error {
 	if err := h.cgroups.EnsureHost(ctx); err != nil {
 		return fmt.Errorf("parent cgroup: %w", err)
 	}
+	if err := h.secrets.EnsureHost(); err != nil {
+		return fmt.Errorf("directory of secret files: %w", err)
+	}
 	return h.network.EnsureHost(ctx)
 }
 
 func (h *hostSide) resources() []engine.Resource {
-	return []engine.Resource{h.client.Containers(), h.volumes, h.network, h.cgroups, h.images}
+	return []engine.Resource{h.client.Containers(), h.volumes, h.network, h.cgroups, h.images, h.secrets}
 }
 
 func (h *hostSide) close() error {
@@ -134,7 +140,7 @@ func (h *hostSide) close() error {
 func (h *hostSide) teardown(ctx context.Context) error {
 	endpoints := tmds.New(tmds.Config{Dir: endpointsDir(h.c), Files: &tmds.Files{Dir: filesDir(h.c)}})
 	_, err := engine.Sweep(ctx, append(h.resources(), endpoints), func(string) bool { return false }, h.log)
-	return errors.Join(err, h.volumes.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx))
+	return errors.Join(err, h.volumes.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx), h.secrets.TeardownHost())
 }
 
 // openVolumes makes the adapter for volumes. Tasks are kept from the agent's own

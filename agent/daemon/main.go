@@ -16,6 +16,7 @@ import (
 
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/ecs"
+	"berth.dev/berth/agent/roles"
 	"berth.dev/berth/agent/state"
 )
 
@@ -154,7 +155,7 @@ func Teardown(ctx context.Context, c *config.Config, log *slog.Logger) error {
 	if err != nil {
 		return fmt.Errorf("state directory %s: %w; is the agent still running?", c.Berth.StateDir, err)
 	}
-	h, err := openHost(ctx, c, log)
+	h, err := openHost(ctx, c, roles.New(roles.Config{}), log)
 	if err != nil {
 		return errors.Join(err, db.Close())
 	}

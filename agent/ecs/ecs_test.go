@@ -169,7 +169,7 @@ func TestRegister(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.HasPrefix(string(text), `[{"name":"rack","value":"r1"},{"name":"ecs.capability.container-ordering"}`) {
+	if !strings.HasPrefix(string(text), `[{"name":"rack","value":"r1"},{"name":"ecs.capability.`) {
 		t.Errorf("attributes %s", text)
 	}
 }

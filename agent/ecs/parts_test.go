@@ -34,7 +34,14 @@ func names(attributes []Attribute) []string {
 func TestAttributes(t *testing.T) {
 	got := names(Attributes(settings(t), host, true))
 	want := []string{
-		"ecs.capability.container-ordering", "ecs.capability.full-sync", "ecs.capability.network.container-port-range",
+		"ecs.capability.private-registry-authentication.secretsmanager",
+		"ecs.capability.secrets.ssm.environment-variables",
+		"ecs.capability.ecr-endpoint",
+		"ecs.capability.secrets.asm.environment-variables",
+		"ecs.capability.container-ordering",
+		"ecs.capability.full-sync",
+		"ecs.capability.env-files.s3",
+		"ecs.capability.network.container-port-range",
 		"com.amazonaws.ecs.capability.privileged-container",
 	}
 	for _, v := range dockerVersions() {
@@ -43,7 +50,11 @@ func TestAttributes(t *testing.T) {
 	want = append(want,
 		"com.amazonaws.ecs.capability.logging-driver.json-file", "com.amazonaws.ecs.capability.logging-driver.none",
 		"com.amazonaws.ecs.capability.task-iam-role",
-		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit", "ecs.capability.docker-plugin.local", "ecs.capability.external",
+		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit",
+		"com.amazonaws.ecs.capability.ecr-auth",
+		"ecs.capability.execution-role-ecr-pull",
+		"ecs.capability.docker-plugin.local",
+		"ecs.capability.external",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)
 	if d := cmp.Diff(want, got); d != "" {

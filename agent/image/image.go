@@ -56,7 +56,7 @@ type Config struct {
 	Runtime Runtime
 	Policy  Policy // "" means Default
 	// Auth gives the registry credentials for a container; nil means none.
-	Auth func(t *task.Task, container string) runtime.Auth
+	Auth func(ctx context.Context, t *task.Task, c *task.Container) (runtime.Auth, error)
 
 	ManifestTimeout time.Duration // all attempts at a manifest; 0 means 1 min
 	PullTimeout     time.Duration // one pull; 0 means 2 h
@@ -125,12 +125,8 @@ func (s *Images) Ensure(ctx context.Context, t *task.Task, name string, _ engine
 		now := time.Now()
 		return result(local, now, now)
 	}
-	var auth runtime.Auth
-	if s.cfg.Auth != nil {
-		auth = s.cfg.Auth(t, name)
-	}
 	start := time.Now()
-	img, err := s.fetch(ctx, ref, auth, local, have)
+	img, code, err := s.fetch(ctx, t, c, ref, local, have)
 	if err == nil {
 		return result(img, start, time.Now())
 	}
@@ -141,7 +137,7 @@ func (s *Images) Ensure(ctx context.Context, t *task.Task, name string, _ engine
 		s.log.Info("the image on this host is used because it could not be pulled", "task", t.ID(), "container", name, "err", err)
 		return result(local, start, time.Now())
 	}
-	return task.Result{}, final(err)
+	return task.Result{}, final(err, code)
 }
 
 // Remove leaves the image: other tasks may use it, and cleaning up images has rules of
@@ -183,18 +179,25 @@ func (s *Images) mustPull(local runtime.Image, ref string) bool {
 	}
 }
 
-// fetch resolves and pulls.
-func (s *Images) fetch(ctx context.Context, ref string, auth runtime.Auth, local runtime.Image, have bool) (runtime.Image, error) {
+// fetch logs in, resolves and pulls. With an error comes the name of the step that failed.
+func (s *Images) fetch(ctx context.Context, t *task.Task, c *task.Container, ref string, local runtime.Image, have bool) (runtime.Image, task.Code, error) {
 	mayFallBack := have && (s.cfg.Policy == Default || s.cfg.Policy == PreferCached)
+	var auth runtime.Auth
+	var err error
+	if s.cfg.Auth != nil {
+		if auth, err = s.cfg.Auth(ctx, t, c); err != nil {
+			return runtime.Image{}, task.CannotPullContainerAuth, err
+		}
+	}
 	r, err := s.resolve(ctx, ref, auth, mayFallBack)
 	if err == nil {
 		err = fail.Point(fail.ImageAfterResolve)
 	}
 	if err != nil {
-		return runtime.Image{}, err
+		return runtime.Image{}, task.CannotPullImageManifest, err
 	}
 	if have && local.Digest == r.Digest && (s.cfg.Policy != Once || local.Pulled) {
-		return local, nil
+		return local, "", nil
 	}
 	var img runtime.Image
 	err = attempts(ctx, pullBackoff, func(ctx context.Context) error {
@@ -205,7 +208,7 @@ func (s *Images) fetch(ctx context.Context, ref string, auth runtime.Auth, local
 		}
 		return err
 	})
-	return img, err
+	return img, task.CannotPullContainer, err
 }
 
 // resolve finds the digest of a reference. Where the host has the image already, one

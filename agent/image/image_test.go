@@ -105,8 +105,8 @@ func TestPolicies(t *testing.T) {
 		{name: "default falls back when denied", policy: Default, rt: &fakeRuntime{local: local(nil), resolve: failing(errDenied)}, digest: "sha256:old", resolves: 1},
 		{name: "default uses an imported image without asking", policy: Default, rt: &fakeRuntime{local: local(func(i *runtime.Image) { i.Imported = true })}, digest: "sha256:old"},
 		{name: "default does not ask for a digest again", policy: Default, image: "x@sha256:" + strings.Repeat("a", 64), rt: &fakeRuntime{local: local(nil)}, digest: "sha256:old"},
-		{name: "default fails without an image", policy: Default, rt: &fakeRuntime{resolve: failing(errDenied)}, code: task.CannotPullContainer, resolves: 1},
-		{name: "always fails although the image is here", policy: Always, rt: &fakeRuntime{local: local(nil), resolve: failing(errDenied)}, code: task.CannotPullContainer, resolves: 1},
+		{name: "default fails without an image", policy: Default, rt: &fakeRuntime{resolve: failing(errDenied)}, code: task.CannotPullImageManifest, resolves: 1},
+		{name: "always fails although the image is here", policy: Always, rt: &fakeRuntime{local: local(nil), resolve: failing(errDenied)}, code: task.CannotPullImageManifest, resolves: 1},
 		{name: "once does not pull again", policy: Once, rt: &fakeRuntime{local: local(pulled)}, digest: "sha256:old"},
 		{name: "once pulls what others brought", policy: Once, rt: &fakeRuntime{local: local(nil), resolve: found("sha256:old")}, digest: "sha256:old", resolves: 1, pulls: 1},
 		{name: "prefer-cached uses what is here", policy: PreferCached, rt: &fakeRuntime{local: local(nil)}, digest: "sha256:old"},
@@ -153,12 +153,24 @@ func TestAttemptsFollowTheProtocol(t *testing.T) {
 		rt := &fakeRuntime{resolve: failing(errRefused)}
 		start := time.Now()
 		_, err := images(t, Config{Runtime: rt}).Ensure(t.Context(), oneTask("web"), "c", engine.Deps{})
-		// 10, 30, 90, 270, 810, 2430 ms, then three times 5 s.
-		if took := time.Since(start); rt.resolves.Load() != 10 || took != 18640*time.Millisecond {
+		// 10, 30, 90, 270, 810, 2430 ms, then twice 5 s.
+		if took := time.Since(start); rt.resolves.Load() != 9 || took != 13640*time.Millisecond {
 			t.Errorf("%d attempts in %s", rt.resolves.Load(), took)
 		}
 		if err == nil || !strings.Contains(err.Error(), "connection refused") {
 			t.Error(err)
+		}
+	})
+	// Where each attempt takes long itself, the last one ends soon after that time.
+	synctest.Test(t, func(t *testing.T) {
+		rt := &fakeRuntime{resolve: func(context.Context, int64) (runtime.Remote, error) {
+			<-time.After(10 * time.Second)
+			return runtime.Remote{}, errRefused
+		}}
+		start := time.Now()
+		_, err := images(t, Config{Runtime: rt}).Ensure(t.Context(), oneTask("web"), "c", engine.Deps{})
+		if took := time.Since(start); err == nil || rt.resolves.Load() != 2 || took > 21*time.Second {
+			t.Errorf("%d attempts in %s: %v", rt.resolves.Load(), took, err)
 		}
 	})
 }
@@ -274,9 +286,11 @@ func TestErrorTexts(t *testing.T) {
 		{"requested access to the resource is denied", "CannotPullContainerError: The task can’t pull the image. Check whether the image exists. requested"},
 		{"request canceled while waiting for connection", "CannotPullContainerError: The task can’t pull the image. Check your network configuration. request"},
 		{"x is not authorized to perform: ecr:BatchGetImage", "CannotPullContainerError: The task can’t pull the image. Check that the role has the permissions"},
-		{"manifest unknown", "CannotPullContainerError: manifest unknown"},
+		{"manifest unknown", "CannotPullContainerError: The task can’t pull the image. Check whether the image exists. manifest unknown"},
+		{"unexpected status: 429 Too Many Requests", "CannotPullContainerError: unexpected status: 429 Too Many Requests; the registry limits"},
+		{"odd", "CannotPullContainerError: odd"},
 	} {
-		if got := task.ReasonOf(final(errors.New(tc.in)), "").String(); !strings.HasPrefix(got, tc.want) {
+		if got := task.ReasonOf(final(errors.New(tc.in), task.CannotPullContainer), "").String(); !strings.HasPrefix(got, tc.want) {
 			t.Errorf("got %q, want %q…", got, tc.want)
 		}
 	}

@@ -161,7 +161,7 @@ func TestPullFromRegistry(t *testing.T) {
 	})
 	t.Run("no such image", func(t *testing.T) {
 		_, err := ensure(t.Context(), s, reg.Host+"/team/none:1")
-		if r := task.ReasonOf(err, ""); r.Code != task.CannotPullContainer || !strings.Contains(r.Detail, "manifest unknown") {
+		if r := task.ReasonOf(err, ""); r.Code != task.CannotPullImageManifest || !strings.Contains(r.Detail, "Check whether the image exists.") || !strings.Contains(r.Detail, "manifest unknown") {
 			t.Errorf("got %s", r)
 		}
 	})
@@ -230,7 +230,7 @@ func TestCredentials(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := images(t, c, image.Config{Auth: func(*task.Task, string) runtime.Auth { return auth }})
+	s := images(t, c, image.Config{Auth: image.NewLogins(nil, auth).Auth})
 	if _, err := ensure(t.Context(), s, ref); err != nil {
 		t.Errorf("with credentials: %v", err)
 	}

@@ -127,14 +127,8 @@ func unsupported(w *acs.Task) error {
 	for i := range w.Containers {
 		c := &w.Containers[i]
 		switch {
-		case len(c.Secrets) > 0:
-			return refuse("secrets are")
-		case len(c.EnvironmentFiles) > 0:
-			return refuse("environmentFiles are")
 		case c.FirelensConfiguration != nil && c.FirelensConfiguration.Type != "":
 			return refuse("firelensConfiguration is")
-		case c.RegistryAuthentication != nil && c.RegistryAuthentication.Type != "":
-			return refuse("registryAuthentication is")
 		case len(c.CredentialSpecs) > 0:
 			return refuse("credentialSpecs are")
 		}
@@ -199,6 +193,9 @@ func translateContainer(w *acs.Container) (*task.Container, error) {
 	}
 	if err := docker(c, w.DockerConfig); err != nil {
 		return nil, err
+	}
+	if err := references(c, w); err != nil {
+		return nil, fault("%w", err)
 	}
 	if c.Image == "" {
 		return nil, fault("image is empty")

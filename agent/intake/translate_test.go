@@ -175,11 +175,18 @@ func TestTranslateRefuses(t *testing.T) {
 		"volume scope": {func(w *acs.Task) {
 			w.Volumes = []acs.Volume{{Name: "v", Type: "docker", DockerVolumeConfiguration: &acs.DockerVolume{Scope: "cluster"}}}
 		}, unloadable + `volume "v": unknown scope`},
-		"windows volume": {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "fsxWindowsFileServer"}} }, "ResourceInitializationError: volume v: fsxWindowsFileServer"},
-		"s3files volume": {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "s3files"}} }, "ResourceInitializationError: volume v: s3files"},
-		"secrets":        {first(func(c *acs.Container) { c.Secrets = []acs.Secret{{Name: "S"}} }), "ResourceInitializationError: secrets are not supported"},
-		"awsvpc":         {func(w *acs.Task) { w.NetworkMode = "awsvpc" }, "ResourceInitializationError: network mode awsvpc"},
-		"network mode":   {func(w *acs.Task) { w.NetworkMode = "mesh" }, unloadable + "networkMode"},
+		"windows volume":    {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "fsxWindowsFileServer"}} }, "ResourceInitializationError: volume v: fsxWindowsFileServer"},
+		"s3files volume":    {func(w *acs.Task) { w.Volumes = []acs.Volume{{Name: "v", Type: "s3files"}} }, "ResourceInitializationError: volume v: s3files"},
+		"half a secret":     {first(func(c *acs.Container) { c.Secrets = []acs.Secret{{Name: "S"}} }), unloadable + "container a: secrets: name and valueFrom"},
+		"secret's provider": {first(func(c *acs.Container) { c.Secrets = []acs.Secret{{Name: "S", ValueFrom: "s", Provider: "vault"}} }), unloadable + "container a: secrets: provider"},
+		"secret files": {first(func(c *acs.Container) {
+			c.Secrets = []acs.Secret{{Name: "S", ValueFrom: "s", Provider: "ssm"}}
+			c.DockerConfig = &acs.DockerConfig{Config: `{"Labels":{"berth.secret-files":"/run:S,T"}}`}
+		}), unloadable + "container a: label berth.secret-files: name 2 of the list"},
+		"env file's type": {first(func(c *acs.Container) { c.EnvironmentFiles = []acs.EnvironmentFile{{Value: "v", Type: "nfs"}} }), unloadable + "container a: environmentFiles: type"},
+		"registry auth":   {first(func(c *acs.Container) { c.RegistryAuthentication = &acs.RegistryAuthentication{Type: "ecr"} }), unloadable + "container a: registryAuthentication"},
+		"awsvpc":          {func(w *acs.Task) { w.NetworkMode = "awsvpc" }, "ResourceInitializationError: network mode awsvpc"},
+		"network mode":    {func(w *acs.Task) { w.NetworkMode = "mesh" }, unloadable + "networkMode"},
 		"dependency": {second(func(a, _ *acs.Container) {
 			a.DependsOn = []acs.ContainerDependency{{ContainerName: "b", Condition: "SOON"}}
 		}), unloadable + "container a: dependsOn"},
@@ -239,4 +246,41 @@ func FuzzTranslate(f *testing.F) {
 			}
 		}
 	})
+}
+
+func TestTranslateReferences(t *testing.T) {
+	w := simple(func(w *acs.Task) {
+		c := &w.Containers[0]
+		c.Secrets = []acs.Secret{
+			{Name: "A", ValueFrom: "a", Region: "r", Provider: "ssm", Type: "ENVIRONMENT_VARIABLE", Target: "CONTAINER"},
+			{Name: "B", ValueFrom: "b", Region: "r", Provider: "asm", Type: "MOUNT_POINT"},
+			{Name: "token", ValueFrom: "c", Region: "r", Provider: "ssm", Type: "BOOTSTRAP", Target: "LOG_DRIVER"},
+			{Name: "routed", ValueFrom: "d", Region: "r", Provider: "ssm", Type: "ENVIRONMENT_VARIABLE", Target: "LOG_DRIVER"},
+			{Name: "F", ValueFrom: "f", Region: "r", Provider: "ssm", Type: "ENVIRONMENT_VARIABLE"},
+		}
+		c.EnvironmentFiles = []acs.EnvironmentFile{{Value: "arn:aws:s3:::b/k.env", Type: "s3"}}
+		c.RegistryAuthentication = &acs.RegistryAuthentication{Type: "asm", ASMAuthData: &acs.ASMAuthData{CredentialsParameter: "s", Region: "r"}}
+		c.DockerConfig = &acs.DockerConfig{Config: `{"Labels":{"berth.secret-files":"/etc/app: F"}}`}
+	})
+	got, err := Translate(w, cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []task.SecretRef{
+		{Name: "A", From: "a", Region: "r", Provider: "ssm", Use: task.UseEnvironment},
+		{Name: "B", From: "b", Region: "r", Provider: "asm", Use: task.UseFile, Dir: "/run/secrets"},
+		{Name: "token", From: "c", Region: "r", Provider: "ssm", Use: task.UseLogOption},
+		{Name: "routed", From: "d", Region: "r", Provider: "ssm", Use: task.UseLogRouter},
+		{Name: "F", From: "f", Region: "r", Provider: "ssm", Use: task.UseFile, Dir: "/etc/app"},
+	}
+	c := got.Containers[0]
+	if d := cmp.Diff(want, c.Secrets); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff(&task.RegistryAuth{Secret: "s", Region: "r", UseExecutionRole: true}, c.Registry); d != "" {
+		t.Error(d)
+	}
+	if d := cmp.Diff([]string{"arn:aws:s3:::b/k.env"}, c.EnvFiles); d != "" {
+		t.Error(d)
+	}
 }

@@ -50,6 +50,7 @@ func bases(t *task.Task) []base {
 	return slices.Concat(
 		volumeBases(t),
 		endpointBases(t),
+		secretBases(t),
 	)
 }
 
@@ -88,6 +89,21 @@ func volumeBases(t *task.Task) []base {
 		out = append(out, b)
 	}
 	return out
+}
+
+// secretBases lists the values that a task's definition only refers to. One resource
+// fetches those of all containers, because the services answer many at a time.
+func secretBases(t *task.Task) []base {
+	b := base{id: Secrets, limit: secretsTimeout, where: forCreation}
+	for i := range t.Containers {
+		if c := &t.Containers[i]; len(c.Secrets) > 0 || len(c.EnvFiles) > 0 {
+			b.users = append(b.users, c.Name)
+		}
+	}
+	if b.users == nil {
+		return nil
+	}
+	return []base{b}
 }
 
 // uses reports whether a container stands on the base.

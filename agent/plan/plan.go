@@ -42,6 +42,7 @@ type Settings struct {
 // Limits that are not settings.
 const (
 	setupTimeout    = time.Minute      // Ensure of a network or cgroup (agent protocol, "CNI chain": ADD limit 1 min)
+	secretsTimeout  = 3 * time.Minute  // all secrets and environment files of a task
 	teardownTimeout = 2 * time.Minute  // Remove, Retire
 	signalTimeout   = 30 * time.Second // Stop, Kill
 	probeTimeout    = 30 * time.Second // inspect limit (agent protocol, "Runtime call timeouts")
@@ -112,6 +113,7 @@ type decision struct {
 var (
 	Admission = task.ResourceID{Kind: task.KindAdmission, Name: "task"}
 	Cgroup    = task.ResourceID{Kind: task.KindCgroup, Name: "task"}
+	Secrets   = task.ResourceID{Kind: task.KindSecrets, Name: "task"}
 )
 
 // sharedNetwork is the network of a task whose containers share one.

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"berth.dev/berth/agent/spec"
+	"berth.dev/berth/agent/task"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
 	runcoptions "github.com/containerd/containerd/api/types/runc/options"
@@ -56,6 +57,10 @@ type Config struct {
 	PidsLimit int64  // processes per container that sets none; 0 means DefaultPidsLimit, -1 no limit
 	Region    string // AWS region told to containers; "" tells none
 	Cluster   string // configured cluster name, for the label com.amazonaws.ecs.cluster
+
+	// Given returns what a container gets that its definition only refers to; nil means
+	// nothing.
+	Given func(t *task.Task, container string) (task.Given, error)
 
 	HostsDir string // registry hosts directory as containerd's certs.d; "" means none
 

@@ -187,6 +187,11 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	p.in = spec.Input{
 		Task: t, Container: c, Image: image.config, Host: s.c.host, CgroupsPath: p.h.Cgroup, Region: s.c.cfg.Region,
 	}
+	if s.c.cfg.Given != nil {
+		if p.in.Given, err = s.c.cfg.Given(t, name); err != nil {
+			return nil, classify(err, task.CannotCreateContainer)
+		}
+	}
 	if p.in.Network, err = network(t, name, d); err != nil {
 		return nil, err
 	}

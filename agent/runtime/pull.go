@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	dockerconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
 	remoteserrors "github.com/containerd/containerd/v2/core/remotes/errors"
 	"github.com/containerd/errdefs"
+	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 )
@@ -282,6 +284,8 @@ func registryError(name string, err error) error {
 			return fail(task.Unavailable, "", err)
 		}
 		return fail(task.Unclassified, "", err)
+	case strings.Contains(err.Error(), "no match for platform"):
+		return fail(task.Invalid, "", fmt.Errorf("image %s is for other platforms than this machine's, %s: build it for this one, or place the task on an instance of its own: %w", name, platforms.DefaultString(), err))
 	case errdefs.IsNotFound(err):
 		return fail(task.NotFound, "", fmt.Errorf("manifest for %s not found: manifest unknown: %w", name, err))
 	case errors.Is(err, context.DeadlineExceeded), isTimeout(err), errors.Is(err, io.ErrUnexpectedEOF), errors.Is(err, io.EOF):

@@ -16,6 +16,7 @@ type Input struct {
 	Volumes   map[string]Volume // by name
 	Host      Host
 	Endpoint  Endpoint
+	Given     task.Given // what the definition only refers to
 
 	// CgroupsPath is the container's cgroup below the root of each hierarchy.
 	CgroupsPath string

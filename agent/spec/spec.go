@@ -172,8 +172,9 @@ func hostname(in Input) string {
 	return in.Network.Hostname
 }
 
-// environment gives each key once: the container's own value, else the image's, else
-// the default (agent protocol, "Environment precedence").
+// environment gives each key once: a secret's value, else the container's own, else that
+// of an environment file, else the image's, else the default (agent protocol,
+// "Environment precedence").
 func environment(in Input) []string {
 	c := in.Container
 	var env []string
@@ -196,8 +197,14 @@ func environment(in Input) []string {
 		}
 		slices.Reverse(env[n:])
 	} else {
+		for _, k := range slices.Sorted(mapKeys(in.Given.Environment)) {
+			add(k + "=" + in.Given.Environment[k].Reveal())
+		}
 		for _, k := range slices.Sorted(mapKeys(c.Environment)) {
 			add(k + "=" + c.Environment[k])
+		}
+		for _, k := range slices.Sorted(mapKeys(in.Given.Defaults)) {
+			add(k + "=" + in.Given.Defaults[k].Reveal())
 		}
 	}
 	for _, kv := range in.Image.Env {
@@ -312,6 +319,13 @@ func mounts(in Input, sec security) ([]specs.Mount, error) {
 	ms = append(ms, vs...)
 	for _, m := range in.Endpoint.Mounts {
 		ms = append(ms, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}})
+	}
+	for _, m := range in.Given.Mounts {
+		at, err := mountPath("secret files", m.Path)
+		if err != nil {
+			return nil, err
+		}
+		ms = append(ms, specs.Mount{Destination: at, Type: "bind", Source: m.Source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}})
 	}
 	if in.Container.HostConfig.Init != nil && *in.Container.HostConfig.Init {
 		ms = append(ms, specs.Mount{Destination: initPath, Type: "bind", Source: in.Host.Init, Options: []string{"rbind", "ro", "rprivate"}})

@@ -86,6 +86,10 @@ type Container struct {
 	StartTimeout time.Duration `json:"startTimeout,omitempty"` // 0 means no limit on the dependents' wait
 	StopTimeout  time.Duration `json:"stopTimeout,omitempty"`  // 0 means the agent's setting
 
+	Secrets  []SecretRef   `json:"secrets,omitempty"`
+	EnvFiles []string      `json:"envFiles,omitempty"` // ARNs of S3 objects
+	Registry *RegistryAuth `json:"registry,omitempty"` // nil: no credentials, or those of the settings
+
 	HealthCheckType string     `json:"healthCheckType,omitempty"`
 	Restart         *Restart   `json:"restart,omitempty"`
 	Config          Config     `json:"config"`

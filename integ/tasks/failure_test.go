@@ -36,9 +36,9 @@ func failures() []scenario {
 	const (
 		notDirectory = `CannotStartContainerError: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init: mkdir /etc/passwd: not a directory`
 		noUser       = `CannotStartContainerError: user: unable to find user nobody-here: unable to find user nobody-here: no matching entries in passwd file`
-		noTag        = `CannotPullContainerError: manifest for REGISTRY/team/none:v1 not found: manifest unknown: REGISTRY/team/none:v1: not found`
+		noTag        = `CannotPullImageManifestError: The task can’t pull the image. Check whether the image exists. manifest for REGISTRY/team/none:v1 not found: manifest unknown: REGISTRY/team/none:v1: not found`
 		noCommand    = `CannotStartContainerError: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: exec: "/no/such/program": stat /no/such/program: no such file or directory`
-		noRegistry   = `CannotPullContainerError: failed to do request: Head "http://127.0.0.1:1/v2/nothing/manifests/latest": dial tcp 127.0.0.1:1: connect: connection refused`
+		noRegistry   = `CannotPullImageManifestError: The task can’t pull the image. Check your network configuration. failed to do request: Head "http://127.0.0.1:1/v2/nothing/manifests/latest": dial tcp 127.0.0.1:1: connect: connection refused`
 	)
 	return []scenario{
 		{

@@ -5,6 +5,7 @@ import (
 	"testing"
 	"time"
 
+	"berth.dev/berth/cluster/acs"
 	"berth.dev/berth/integ/system"
 	"berth.dev/berth/integ/testimage"
 )
@@ -24,6 +25,8 @@ func topics() []topic {
 		{"limits", limits()},
 		{"networks", networks()},
 		{"images", images()},
+		{"registries", registries()},
+		{"secrets", secrets()},
 		{"logs", logs()},
 		{"volumes", volumeRows()},
 	}
@@ -47,7 +50,11 @@ func TestTasks(t *testing.T) {
 		t.Run(kind, func(t *testing.T) {
 			r := testimage.NewRegistry()
 			t.Cleanup(r.Close)
-			l := &lab{registry: r, System: system.Start(t, system.Options{Containerd: kind, Programs: bin, AgentEnv: agentSettings()})}
+			l := &lab{registry: r, services: startServices(t)}
+			l.System = system.Start(t, system.Options{
+				Containerd: kind, Programs: bin, AgentEnv: append(agentSettings(), l.settings(t)...),
+				ACS: func(c *acs.Config) { c.Credentials = executionRole },
+			})
 			t.Run("all", func(t *testing.T) { l.playAll(t, topics()) })
 			if !t.Failed() {
 				l.WaitClean(40 * time.Second)

@@ -32,6 +32,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"berth.dev/berth/agent/runtime/logfile"
+	services "berth.dev/berth/integ/aws"
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/system"
 	"berth.dev/berth/integ/testimage"
@@ -43,6 +44,7 @@ func TestMain(m *testing.M) { host.Main(m) }
 type lab struct {
 	*system.System
 	registry *testimage.Registry
+	services *services.Server // of AWS
 }
 
 // scenario is one task from its definition to its end.

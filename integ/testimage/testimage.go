@@ -236,6 +236,15 @@ func (r *Registry) Push(repoTag string, img v1.Image) (string, error) {
 	return ref.String(), remote.Write(ref, img)
 }
 
+// PushIndex stores an index under "repository:tag" and returns its full reference.
+func (r *Registry) PushIndex(repoTag string, index v1.ImageIndex) (string, error) {
+	ref, err := name.NewTag(r.Host+"/"+repoTag, name.Insecure)
+	if err != nil {
+		return "", err
+	}
+	return ref.String(), remote.WriteIndex(ref, index)
+}
+
 // Close stops the registry.
 func (r *Registry) Close() { r.srv.Close() }
 
