@@ -6,8 +6,8 @@ MAKEFLAGS += --no-print-directory
 
 # Looked up when first used, so that "make help" needs nothing.
 GO = $(eval GO := $$(shell packaging/scripts/find-go))$(GO)
-VERSION = $(eval VERSION := $$(shell git describe --tags --always --dirty 2>/dev/null || echo unknown))$(VERSION)
-
+# Agents tell clusters their version, which has to be x.y.z; the commit goes beside it.
+VERSION := $(shell cat VERSION)
 HASH = $(eval HASH := $$(shell git rev-parse --short=8 HEAD 2>/dev/null || echo unknown))$(HASH)
 
 # Where "make build" puts the programs.

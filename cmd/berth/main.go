@@ -12,8 +12,8 @@ import (
 
 // version and hash are set when the program is linked (Makefile).
 var (
-	version = "development"
-	hash    = "unknown"
+	version = "0.0.0"
+	hash    = "development"
 )
 
 func main() {

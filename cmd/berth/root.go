@@ -65,7 +65,7 @@ func run(ctx context.Context, args []string, out, errw io.Writer) int {
 			a.complain(e.err)
 		}
 		return e.code
-	case errors.Is(err, context.Canceled) && ctx.Err() != nil:
+	case ctx.Err() != nil:
 		return exitInterrupted
 	}
 	a.complain(err)

@@ -2,7 +2,6 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -95,7 +94,7 @@ func (a *app) stopFollowed(ctx context.Context, api *operator.Client, cluster st
 		return t, api.Explain(err)
 	}
 	ended, err := a.watch(ctx, api, cluster, t, show)
-	if errors.Is(err, context.Canceled) {
+	if err != nil && ctx.Err() != nil {
 		return t, &exit{exitInterrupted, fmt.Errorf("task %s is left stopping", operator.Short(t.TaskArn))}
 	}
 	return ended, err

@@ -334,8 +334,8 @@ func (l *lab) stopCluster(t *testing.T, run map[string][]int, times int) {
 			}
 			return err
 		})
-		begin := time.Now()
 		l.StartCluster()
+		begin := time.Now()
 		l.inStep(t, begin)
 		slowest = max(slowest, time.Since(begin))
 		l.On(t).Wait("STOPPED", 20*time.Second, arns...)

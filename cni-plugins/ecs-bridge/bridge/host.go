@@ -3,7 +3,6 @@ package bridge
 import (
 	"context"
 	"encoding/binary"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -365,40 +364,6 @@ func (h *Host) checkRoutes() (mtu int, err error) {
 	return mtu, nil
 }
 
-// saved is what Teardown restores, the content of host.json.
-type saved struct {
-	IPForward string `json:"ipForward"`
-}
-
-const (
-	savedFile  = "host.json"
-	forwarding = "ipv4/ip_forward"
-)
-
-// enableForwarding turns IPv4 forwarding on, after noting that it was off.
-func (h *Host) enableForwarding() error {
-	was, err := os.ReadFile(filepath.Join(sysctlRoot, forwarding))
-	if err != nil {
-		return fmt.Errorf("sysctl net.ipv4.ip_forward: %w", err)
-	}
-	value := strings.TrimSpace(string(was))
-	if value == "1" {
-		return nil
-	}
-	data, err := json.Marshal(saved{IPForward: value})
-	if err != nil {
-		return err
-	}
-	path := filepath.Join(h.cfg.Dir, savedFile)
-	if err := os.WriteFile(path+".new", data, 0o600); err != nil {
-		return err
-	}
-	if err := os.Rename(path+".new", path); err != nil {
-		return err
-	}
-	return writeSysctl(forwarding, "1")
-}
-
 // Teardown removes every attachment, the bridge, the tables and the reservations, and
 // restores forwarding as it was before Setup. Namespaces stay, without an interface.
 func (h *Host) Teardown(ctx context.Context) error {
@@ -421,16 +386,7 @@ func (h *Host) Teardown(ctx context.Context) error {
 	if err := h.removeHostObjects(); err != nil {
 		return err
 	}
-	path := filepath.Join(h.cfg.Dir, savedFile)
-	data, err := os.ReadFile(path)
-	if err == nil {
-		var was saved
-		if err := json.Unmarshal(data, &was); err == nil && was.IPForward == "0" {
-			if err := writeSysctl(forwarding, was.IPForward); err != nil {
-				return err
-			}
-		}
-	} else if !errors.Is(err, fs.ErrNotExist) {
+	if err := h.restoreForwarding(); err != nil {
 		return err
 	}
 	// The directory is ours alone.

@@ -83,6 +83,17 @@ func Open(l layout.Layout) (*Client, error) {
 	return c, nil
 }
 
+// Region is the region that the cluster of a layout was made with, or "" when there is
+// none yet.
+func Region(l layout.Layout) (string, error) {
+	var f keyFile
+	err := layout.ReadJSON(l.OperatorKey(), &f)
+	if errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	return f.Region, err
+}
+
 // InstanceKey has the cluster make a key for one new container instance.
 func (c *Client) InstanceKey(ctx context.Context) (Key, error) {
 	body := []byte("{}")

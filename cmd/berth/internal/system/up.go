@@ -83,7 +83,12 @@ func (s *System) Up(ctx context.Context, o Options) (*Report, error) {
 		return nil, err
 	}
 	o.Listen = cmp.Or(o.Listen, strings.TrimPrefix(before.URL, "http://"), DefaultListen)
-	o.Region = cmp.Or(o.Region, before.Region, DefaultRegion)
+	// Data of an earlier run, which "berth down" keeps, is of one region for good.
+	kept, err := operator.Region(s.Layout)
+	if err != nil {
+		return nil, err
+	}
+	o.Region = cmp.Or(o.Region, before.Region, kept, DefaultRegion)
 	o.Cluster = cmp.Or(o.Cluster, before.Cluster, DefaultCluster)
 	now := layout.System{URL: "http://" + o.Listen, Region: o.Region, Cluster: o.Cluster}
 	if err := s.sameAsBefore(before, now); err != nil {
