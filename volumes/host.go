@@ -16,7 +16,12 @@ type Dirs struct {
 func (d Dirs) point(v *Volume) string { return filepath.Join(d.Run, "tasks", v.Task, v.Name) }
 
 // data is the directory of a volume that lives as long as its task.
-func (d Dirs) data(v *Volume) string { return filepath.Join(d.State, "tasks", v.Task, v.Name) }
+func (d Dirs) data(v *Volume) string {
+	if v.Data != "" {
+		return filepath.Join(v.Data, v.Name)
+	}
+	return filepath.Join(d.State, "tasks", v.Task, v.Name)
+}
 
 // Host gives tasks files and directories of the host.
 type Host struct {

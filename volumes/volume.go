@@ -12,6 +12,10 @@ type Volume struct {
 	Task string // the task's ID
 	Name string // the volume's name in its task
 
+	// Data is a directory for the data of a volume that lives as long as its task; "" means
+	// the driver's own.
+	Data string
+
 	// Source is the path of the host for the driver "host".
 	Source string
 

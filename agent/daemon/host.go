@@ -37,6 +37,7 @@ type hostSide struct {
 	cgroups *resource.Cgroup
 	volumes *volume.Volumes
 	secrets *secret.Secrets
+	storage *volume.Storage
 	log     *slog.Logger
 	c       *config.Config
 }
@@ -92,7 +93,8 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 	if err != nil {
 		return nil, errors.Join(err, h.close())
 	}
-	h.volumes, err = openVolumes(c, address, log)
+	h.storage = volume.NewStorage(filepath.Join(c.Berth.VolumeDir, "storage"), log)
+	h.volumes, err = openVolumes(c, address, h.storage, log)
 	if err != nil {
 		return nil, config.Terminal(errors.Join(err, h.close()))
 	}
@@ -124,7 +126,7 @@ func (h *hostSide) prepare(ctx context.Context) error {
 }
 
 func (h *hostSide) resources() []engine.Resource {
-	return []engine.Resource{h.client.Containers(), h.volumes, h.network, h.cgroups, h.images, h.secrets}
+	return []engine.Resource{h.client.Containers(), h.volumes, h.storage, h.network, h.cgroups, h.images, h.secrets}
 }
 
 func (h *hostSide) close() error {
@@ -140,12 +142,12 @@ func (h *hostSide) close() error {
 func (h *hostSide) teardown(ctx context.Context) error {
 	endpoints := tmds.New(tmds.Config{Dir: endpointsDir(h.c), Files: &tmds.Files{Dir: filesDir(h.c)}})
 	_, err := engine.Sweep(ctx, append(h.resources(), endpoints), func(string) bool { return false }, h.log)
-	return errors.Join(err, h.volumes.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx), h.secrets.TeardownHost())
+	return errors.Join(err, h.volumes.Teardown(), h.storage.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx), h.secrets.TeardownHost())
 }
 
 // openVolumes makes the adapter for volumes. Tasks are kept from the agent's own
 // directories and from containerd's.
-func openVolumes(c *config.Config, containerd string, log *slog.Logger) (*volume.Volumes, error) {
+func openVolumes(c *config.Config, containerd string, storage *volume.Storage, log *slog.Logger) (*volume.Volumes, error) {
 	program, err := programPath("berth-volume", c.Berth.VolumePath, "BERTH_VOLUME_PATH")
 	if err != nil {
 		return nil, err
@@ -159,7 +161,7 @@ func openVolumes(c *config.Config, containerd string, log *slog.Logger) (*volume
 			},
 			Always: c.Berth.HostPathsAllowed,
 		},
-		Strict: c.Features.SharedStrict, Drivers: c.Berth.VolumeDrivers, Remote: &volumes.Remote{Program: program}, Log: log,
+		Storage: storage, Strict: c.Features.SharedStrict, Drivers: c.Berth.VolumeDrivers, Remote: &volumes.Remote{Program: program}, Log: log,
 	}), nil
 }
 

@@ -18,6 +18,7 @@ import (
 // identifiers, so nothing but plain characters may be in them.
 const (
 	maxContainers = 256
+	maxStorage    = 64 << 10             // GiB of a task's storage
 	maxSeconds    = 365 * 24 * 3600 // of a timeout; a year
 )
 
@@ -69,6 +70,12 @@ func Translate(w *acs.Task, clusterARN string) (*task.Task, error) {
 		ARN: w.ARN, ClusterARN: clusterARN, Family: w.Family, Version: w.Version, LaunchType: w.LaunchType,
 		CPU: w.CPU, Memory: w.Memory, PidMode: w.PidMode, IpcMode: w.IpcMode, ServiceName: w.ServiceName, Group: w.Group,
 		FaultInjection: w.EnableFaultInjection,
+	}
+	if s := w.EphemeralStorage; s != nil {
+		if s.SizeInGiB < 0 || s.SizeInGiB > maxStorage {
+			return nil, unloadablef("ephemeralStorage of %d GiB", s.SizeInGiB)
+		}
+		t.Storage = s.SizeInGiB << 30
 	}
 	if c := w.RoleCredentials; c != nil {
 		t.CredentialsID = c.CredentialsID

@@ -48,6 +48,7 @@ const (
 // after another stands behind it in the list.
 func bases(t *task.Task) []base {
 	return slices.Concat(
+		storageBases(t),
 		volumeBases(t),
 		endpointBases(t),
 		secretBases(t),
@@ -70,6 +71,18 @@ func endpointBases(t *task.Task) []base {
 	return out
 }
 
+// Storage is the resource of a task's limited storage.
+var Storage = task.ResourceID{Kind: task.KindStorage, Name: "task"}
+
+// storageBases lists the limited storage of a task that has one. The containers' layers
+// are in it, so it stays as long as their records.
+func storageBases(t *task.Task) []base {
+	if t.Storage <= 0 {
+		return nil
+	}
+	return []base{{id: Storage, limit: setupTimeout, life: asRecords}}
+}
+
 // volumeBases lists the volumes of a task. One whose data goes with the task stays as
 // long as the records of the containers, which people may still want to look at.
 func volumeBases(t *task.Task) []base {
@@ -79,6 +92,9 @@ func volumeBases(t *task.Task) []base {
 		b := base{id: task.ResourceID{Kind: task.KindVolume, Name: v.Name}, users: []string{}, limit: setupTimeout}
 		if v.OfTask() {
 			b.life = asRecords
+			if t.Storage > 0 {
+				b.after = []task.ResourceID{Storage}
+			}
 		}
 		for j := range t.Containers {
 			c := t.Containers[j].Name

@@ -96,6 +96,9 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	nctx := s.c.ns(ctx)
 	mounts, err := s.c.prepare(nctx, p)
 	if err == nil {
+		mounts, err = p.limit(mounts)
+	}
+	if err == nil {
 		err = failpoint.Point(failpoint.ContainerAfterSnapshot)
 	}
 	if err != nil {
@@ -158,7 +161,8 @@ type planned struct {
 	in    spec.Input
 	log   logLimits
 
-	mounts map[string]volumeHandle // by volume
+	mounts  map[string]volumeHandle // by volume
+	storage string                  // of what the container writes; "" means the snapshotter's
 }
 
 func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engine.Deps) (*planned, error) {

@@ -8,6 +8,8 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
+	"syscall"
 
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/spec"
@@ -27,8 +29,57 @@ type volumeHandle struct {
 	NoExec   bool   `json:"noExec"`
 }
 
+// limit moves what the container will write from the snapshotter's directory into the
+// task's limited storage. The snapshot stays what holds the image's layers.
+func (p *planned) limit(mounts []mount.Mount) ([]mount.Mount, error) {
+	if p.storage == "" {
+		return mounts, nil
+	}
+	if len(mounts) != 1 || mounts[0].Type != "overlay" {
+		return nil, task.Failf(task.Invalid, task.CannotCreateContainer, "ephemeralStorage: the snapshotter makes no overlay, whose size could be limited")
+	}
+	dir := filepath.Join(p.storage, "layers", p.h.ID)
+	m := mounts[0]
+	m.Options = slices.Clone(m.Options)
+	for i, o := range m.Options {
+		name, old, _ := strings.Cut(o, "=")
+		if name != "upperdir" && name != "workdir" {
+			continue
+		}
+		own := filepath.Join(dir, name)
+		if err := like(old, own); err != nil {
+			return nil, err
+		}
+		m.Options[i] = name + "=" + own
+	}
+	return []mount.Mount{m}, nil
+}
+
+// like makes a directory with the owner and mode of another.
+func like(other, dir string) error {
+	st, err := os.Stat(other)
+	if err != nil {
+		return err
+	}
+	sys, ok := st.Sys().(*syscall.Stat_t)
+	if !ok {
+		return fmt.Errorf("%s: no owner", other)
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	return errors.Join(os.Chown(dir, int(sys.Uid), int(sys.Gid)), os.Chmod(dir, st.Mode()))
+}
+
 // volumes finds where the container's volumes are.
 func (p *planned) volumes(d engine.Deps) error {
+	var storage volumeHandle
+	if err := dependency(d, task.ResourceID{Kind: task.KindStorage, Name: "task"}, &storage); err != nil {
+		return err
+	}
+	if p.storage = storage.Path; p.storage == "" && p.t.Storage > 0 {
+		return task.Failf(task.Invalid, task.CannotCreateContainer, "the storage of the task was not made")
+	}
 	p.in.Volumes = make(map[string]spec.Volume)
 	p.mounts = make(map[string]volumeHandle)
 	for _, m := range p.t.MountsOf(p.name) {

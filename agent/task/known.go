@@ -32,6 +32,7 @@ const (
 	KindSecrets   = "secrets"   // the values of a task's secrets and environment files; one, named "task"
 	KindVolume    = "volume"    // a volume that a driver makes; named as the volume
 	KindEndpoint  = "endpoint"  // a metadata endpoint; named as the network that it serves
+	KindStorage   = "storage"   // the limited storage of a task's layers and volumes; one, named "task"
 	KindContainer = "container" // one container and its process; named as the container
 )
 

@@ -32,6 +32,10 @@ type Task struct {
 	FaultInjection bool          `json:"faultInjection,omitempty"`
 	Associations   []Association `json:"associations,omitempty"`
 
+	// Storage is how many bytes the containers' layers and the task's own volumes may hold
+	// together; 0 means no limit.
+	Storage int64 `json:"storage,omitempty"`
+
 	Containers []Container `json:"containers"`
 	Volumes    []Volume    `json:"volumes,omitempty"`
 }

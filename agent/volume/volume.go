@@ -23,6 +23,7 @@ type Config struct {
 	Allowed volumes.Allowed
 	Strict  bool            // ECS_SHARED_VOLUME_MATCH_FULL_CONFIG
 	Drivers string          // folder of the drivers of others
+	Storage *Storage        // of tasks with a limit; nil: there is none
 	Remote  *volumes.Remote // nil: this host mounts no network file systems
 	Log     *slog.Logger    // nil discards
 }
@@ -66,6 +67,9 @@ func (s *Volumes) driver(t *task.Task, name string) (volumes.Driver, *volumes.Vo
 	}
 	tv := &t.Volumes[i]
 	v := &volumes.Volume{Task: t.ID(), Name: name, Scope: volumes.ScopeTask}
+	if t.Storage > 0 && s.c.Storage != nil {
+		v.Data = s.c.Storage.volumes(t.ID())
+	}
 	switch tv.Type {
 	case task.VolumeHost:
 		if tv.HostPath == "" {

@@ -76,6 +76,9 @@ func Task(def *types.TaskDefinition, t *types.Task) (*acs.Task, error) {
 	for i := range def.Volumes {
 		out.Volumes = append(out.Volumes, volume(&def.Volumes[i]))
 	}
+	if s := def.EphemeralStorage; s != nil {
+		out.EphemeralStorage = &acs.EphemeralStorage{SizeInGiB: int64(s.SizeInGiB)}
+	}
 	for i := range t.Containers {
 		for _, id := range t.Containers[i].GpuIds {
 			out.Associations = append(out.Associations, acs.Association{

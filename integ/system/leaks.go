@@ -21,7 +21,7 @@ func (s *System) World() (world.Snapshot, error) {
 		Programs:    []string{"berth-logger", "containerd-shim-runc-v2", "runc"},
 		CgroupRoots: []string{s.Cgroup()}, MountPrefixes: []string{s.Dir},
 		NetnsDirs: []string{filepath.Join(s.Dir, "run", "network", "namespaces")},
-		Dirs:      []string{filepath.Join(s.Dir, "run"), filepath.Join(s.Dir, "log"), filepath.Join(s.Dir, "volumes", "tasks")},
+		Dirs:      []string{filepath.Join(s.Dir, "run"), filepath.Join(s.Dir, "log"), filepath.Join(s.Dir, "volumes", "tasks"), filepath.Join(s.Dir, "volumes", "storage")},
 	})
 	if err != nil {
 		return nil, err
@@ -62,7 +62,7 @@ func (s *System) differs(before world.Snapshot) error {
 	}
 	directories := world.Residue{
 		Set:    world.Files,
-		Match:  regexp.MustCompile(`^d\S+ ` + regexp.QuoteMeta(s.Dir) + `/(run|run/network(/files)?|run/rootfs|run/volumes|run/volumes/tasks|run/volumes/shared|volumes/tasks|run/runc|run/runc/berth|log|log/tasks)$`),
+		Match:  regexp.MustCompile(`^d\S+ ` + regexp.QuoteMeta(s.Dir) + `/(run|run/network(/files)?|run/rootfs|run/volumes|run/volumes/tasks|run/volumes/shared|volumes/(tasks|storage)|run/runc|run/runc/berth|log|log/tasks)$`),
 		Reason: "directories that all tasks share, made with the first one and empty now",
 	}
 	audit := world.Residue{

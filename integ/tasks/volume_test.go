@@ -1,6 +1,7 @@
 package tasks
 
 import (
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
@@ -91,6 +92,20 @@ func volumeRows() []scenario {
 					Volumes: []types.Volume{dockerVolume("kept", types.ScopeShared, false, nil)},
 				}), 1)[0]
 				l.prints(t, again.Wait("STOPPED", 30e9, arn)[0], []string{"kept"})
+			},
+		},
+		{
+			name: "limited storage", want: exited(end{"main", 0, ""}, end{"neighbour", 0, ""}),
+			output: []string{"layer: No space left on device", "volume: No space left on device", "app:x:1000:1001::/home/app:/bin/sh"},
+			define: func(l *lab) *ecs.RegisterTaskDefinitionInput {
+				fill := func(name, file string) string {
+					return fmt.Sprintf(`fallocate -l 24159191040 %s 2>&1 | sed 's/.*: /%s: /'; rm -f %s; `, file, name, file)
+				}
+				return task(func(in *ecs.RegisterTaskDefinitionInput) {
+					in.EphemeralStorage = &types.EphemeralStorage{SizeInGiB: 21}
+					in.Volumes = []types.Volume{{Name: aws.String("scratch")}}
+				}, mounts(shell(fill("layer", "/x")+fill("volume", "/v/x")+"grep ^app: /etc/passwd"), "scratch:/v"),
+					named("neighbour", shell("trap 'exit 0' TERM; while :; do echo x > /x || exit 1; sleep 0.05; done")))(l)
 			},
 		},
 		{

@@ -35,6 +35,13 @@ type Task struct {
 	ElasticNetworkInterfaces      []ElasticNetworkInterface      `json:"elasticNetworkInterfaces,omitempty"`
 	Associations                  []Association                  `json:"associations,omitempty"`
 	Attachments                   []Attachment                   `json:"attachments,omitempty"`
+	EphemeralStorage              *EphemeralStorage              `json:"ephemeralStorage,omitempty"` // Berth's own
+}
+
+// EphemeralStorage is the size of a task's storage. It is Berth's own: other agents do
+// not look at it.
+type EphemeralStorage struct {
+	SizeInGiB int64 `json:"sizeInGiB,omitempty"`
 }
 
 // Container is one container of a Task. Most of what a container definition says

@@ -319,6 +319,7 @@ func (s *System) agentEnv(o Options, now layout.System, api *operator.Client) []
 		"BERTH_STATE_DIR=" + s.Layout.AgentDir(),
 		"BERTH_RUN_DIR=" + s.Layout.Run(),
 		"BERTH_LOG_DIR=" + s.Layout.Log(),
+		"BERTH_VOLUME_DIR=" + s.Layout.Lib("volumes"),
 		"BERTH_DEBUG_SOCKET=" + s.Layout.AgentSocket(),
 		"BERTH_CONTAINERD_ADDRESS=" + now.Containerd,
 		"BERTH_CONTAINERD_NAMESPACE=" + s.Layout.Namespace(now.Containerd),

@@ -1,0 +1,149 @@
+package ephemeral
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// loop gives a directory a file system of its own in a file, NAME.img beside it, which
+// grows as it is used. It has no journal: its content ends with the task.
+type loop struct{}
+
+func (*loop) name() string { return "loop" }
+
+func image(dir string) string { return dir + ".img" }
+
+func (l *loop) create(ctx context.Context, dir string, size uint64) error {
+	if there, err := l.there(dir); err != nil || there {
+		return err
+	}
+	img := image(dir)
+	if there, err := exists(img); err != nil {
+		return err
+	} else if !there {
+		if err := makeFS(ctx, img, size); err != nil {
+			return err
+		}
+	}
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		return err
+	}
+	device, err := attach(img)
+	if err != nil {
+		return fmt.Errorf("loop device for %s: %w", img, err)
+	}
+	// The device frees itself when nothing has it open or mounted any more.
+	err = unix.Mount(device.Name(), dir, "ext4", unix.MS_NOATIME, "")
+	if err = errors.Join(err, device.Close()); err != nil {
+		return fmt.Errorf("mounting %s: %w", img, err)
+	}
+	return errors.Join(unix.Mount("", dir, "", unix.MS_PRIVATE, ""), os.Chmod(dir, 0o700))
+}
+
+// makeFS makes the file; it has its name when it is complete.
+func makeFS(ctx context.Context, img string, size uint64) error {
+	fresh := img + ".new"
+	f, err := os.OpenFile(fresh, os.O_CREATE|os.O_TRUNC|os.O_WRONLY, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := errors.Join(f.Truncate(int64(size)), f.Close()); err != nil {
+		return err
+	}
+	var out bytes.Buffer
+	cmd := exec.CommandContext(ctx, "mke2fs", "-q", "-F", "-t", "ext4", "-m", "0", "-O", "^has_journal", "-E", "lazy_itable_init=1,nodiscard,root_owner=0:0", fresh)
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return fmt.Errorf("mke2fs (package e2fsprogs): %w: %s", err, strings.TrimSpace(out.String()))
+	}
+	return os.Rename(fresh, img)
+}
+
+// attach makes a loop device of a file.
+func attach(file string) (*os.File, error) {
+	back, err := os.OpenFile(file, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer back.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer control.Close()
+	const tries = 32 // another may take the device that was free
+	for range tries {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			return nil, err
+		}
+		device, err := openLoop(n)
+		if err != nil {
+			return nil, err
+		}
+		c := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
+		copy(c.Info.File_name[:len(c.Info.File_name)-1], filepath.Base(file))
+		err = unix.IoctlLoopConfigure(int(device.Fd()), &c)
+		if err == nil {
+			return device, nil
+		}
+		if err = errors.Join(err, device.Close()); !errors.Is(err, unix.EBUSY) {
+			return nil, err
+		}
+	}
+	return nil, unix.EBUSY
+}
+
+// openLoop opens a loop device, whose node may be missing where no udev makes it.
+func openLoop(n int) (*os.File, error) {
+	name := fmt.Sprintf("/dev/loop%d", n)
+	f, err := os.OpenFile(name, os.O_RDWR, 0)
+	if !errors.Is(err, os.ErrNotExist) {
+		return f, err
+	}
+	const major = 7
+	if err := unix.Mknod(name, unix.S_IFBLK|0o660, int(unix.Mkdev(major, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
+		return nil, err
+	}
+	return os.OpenFile(name, os.O_RDWR, 0)
+}
+
+// there reports whether a file system is mounted at dir.
+func (l *loop) there(dir string) (bool, error) {
+	var st unix.Statx_t
+	err := unix.Statx(unix.AT_FDCWD, dir, unix.AT_SYMLINK_NOFOLLOW|unix.AT_NO_AUTOMOUNT, 0, &st)
+	if errors.Is(err, unix.ENOENT) {
+		return false, nil
+	}
+	return err == nil && st.Attributes&unix.STATX_ATTR_MOUNT_ROOT != 0, err
+}
+
+func (l *loop) remove(dir string) error {
+	for {
+		err := unix.Unmount(dir, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break
+		}
+		if err != nil {
+			return fmt.Errorf("unmounting %s: %w", dir, err)
+		}
+	}
+	return errors.Join(os.RemoveAll(dir), os.RemoveAll(image(dir)), os.RemoveAll(image(dir)+".new"))
+}
+
+func (l *loop) usage(dir string) (Usage, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(dir, &st); err != nil {
+		return Usage{}, err
+	}
+	size := uint64(st.Bsize)
+	return Usage{Used: (st.Blocks - st.Bfree) * size, Limit: st.Blocks * size}, nil
+}
