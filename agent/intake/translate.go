@@ -18,7 +18,7 @@ import (
 // identifiers, so nothing but plain characters may be in them.
 const (
 	maxContainers = 256
-	maxStorage    = 64 << 10             // GiB of a task's storage
+	maxStorage    = 64 << 10        // GiB of a task's storage
 	maxSeconds    = 365 * 24 * 3600 // of a timeout; a year
 )
 
