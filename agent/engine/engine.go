@@ -40,10 +40,11 @@ type Config struct {
 
 // Engine owns all tasks of this host.
 type Engine struct {
-	c     Config
-	kinds map[string]Resource
-	slots map[string]chan struct{}
-	log   *slog.Logger
+	c      Config
+	kinds  map[string]Resource
+	slots  map[string]chan struct{}
+	checks chan struct{} // bounds the health checks that run at the same time
+	log    *slog.Logger
 
 	ctx    context.Context // ends when the agent ends; no task is stopped for it
 	cancel context.CancelFunc
@@ -53,12 +54,17 @@ type Engine struct {
 	tasks map[string]*runner // by task ID
 }
 
+// parallelChecks is how many health checks run at the same time on a host. One takes a few
+// hundredths of a second of a processor to begin, and may then wait for its whole timeout.
+const parallelChecks = 16
+
 // New makes an engine. It does nothing until Start.
 func New(c Config) (*Engine, error) {
 	e := &Engine{
 		c: c, log: c.Log, kinds: make(map[string]Resource), slots: make(map[string]chan struct{}),
 		tasks: make(map[string]*runner),
 	}
+	e.checks = make(chan struct{}, parallelChecks)
 	if c.Admission == nil {
 		return nil, errors.New("engine: Admission is missing")
 	}

@@ -49,6 +49,14 @@ type Process interface {
 	Retire(ctx context.Context, t *task.Task, name string, h task.Handle) error
 }
 
+// Checker is implemented by a Process whose health can be asked from inside.
+type Checker interface {
+	// Check runs the container's health check once, with the check's own time limit, after
+	// which it kills it. That it failed, or could not be run in the container, is a result;
+	// an error means that nothing was learnt.
+	Check(ctx context.Context, t *task.Task, name string, h task.Handle) (task.Check, error)
+}
+
 // Deps hands an Ensure what was stored of the resource and of those it builds on.
 type Deps = task.Deps
 

@@ -245,7 +245,7 @@ func needed(step *plan.Step) bool {
 		return true
 	}
 	return slices.ContainsFunc(step.Do, func(a plan.Action) bool {
-		return a.Verb != task.VerbProbe && a.Resource.Kind != task.KindAdmission
+		return a.Verb != task.VerbProbe && a.Verb != task.VerbCheck && a.Resource.Kind != task.KindAdmission
 	})
 }
 
@@ -324,7 +324,7 @@ func (r *runner) start(a plan.Action) {
 		deps = r.deps(handle)
 	}
 	parent := r.e.ctx
-	if a.Verb == task.VerbEnsure {
+	if a.Verb == task.VerbEnsure || a.Verb == task.VerbCheck {
 		parent = r.making
 	}
 	r.e.wg.Go(func() {
@@ -369,7 +369,14 @@ func (r *runner) deps(handle task.Handle) Deps {
 // slot waits for leave to make something of a bounded kind.
 func (r *runner) slot(ctx context.Context, a plan.Action) (free func(), err error) {
 	slots := r.e.slots[a.Resource.Kind]
-	if slots == nil || a.Verb != task.VerbEnsure && a.Verb != task.VerbStart {
+	switch a.Verb {
+	case task.VerbEnsure, task.VerbStart:
+	case task.VerbCheck:
+		slots = r.e.checks
+	default:
+		slots = nil
+	}
+	if slots == nil {
 		return func() {}, nil
 	}
 	select {
@@ -392,7 +399,7 @@ func (r *runner) act(ctx context.Context, adapter Resource, a plan.Action, h tas
 		return f, task.Failf(task.Invalid, task.ResourceInitialization, "this agent cannot make a %s", a.Resource.Kind)
 	}
 	name := a.Resource.Name
-	f = task.Fact{Resource: a.Resource, Verb: a.Verb}
+	f = task.Fact{Resource: a.Resource, Verb: a.Verb, Incarnation: a.Incarnation}
 	switch a.Verb {
 	case task.VerbEnsure:
 		f.Result, err = adapter.Ensure(ctx, r.task, name, d)
@@ -402,6 +409,14 @@ func (r *runner) act(ctx context.Context, adapter Resource, a plan.Action, h tas
 		var o task.Observed
 		o, err = adapter.Probe(ctx, r.task, name, h)
 		f.Observed = &o
+	case task.VerbCheck:
+		checker, ok := adapter.(Checker)
+		if !ok {
+			return f, task.Failf(task.Invalid, task.TaskStateInvalid, "%s cannot check health", a.Resource)
+		}
+		var c task.Check
+		c, err = checker.Check(ctx, r.task, name, h)
+		f.Result.Check = &c
 	default:
 		p, ok := adapter.(Process)
 		if !ok {
@@ -427,7 +442,7 @@ func (r *runner) act(ctx context.Context, adapter Resource, a plan.Action, h tas
 // failedFact turns an error of an adapter into a fact. A deadline that has passed is
 // final and carries the name that tools know.
 func failedFact(ctx context.Context, a plan.Action, err error) task.Fact {
-	f := task.Fact{Resource: a.Resource, Verb: a.Verb, At: time.Now(), Class: task.ClassOf(err)}
+	f := task.Fact{Resource: a.Resource, Verb: a.Verb, Incarnation: a.Incarnation, At: time.Now(), Class: task.ClassOf(err)}
 	reason := task.ReasonOf(err, fallbackCode(a))
 	switch {
 	case errors.Is(ctx.Err(), context.DeadlineExceeded):

@@ -14,7 +14,14 @@ func Fold(t *task.Task, k *task.Known, f task.Fact) (task.Event, bool) {
 	r := k.Resource(f.Resource)
 	ev := task.Event{At: f.At, Resource: f.Resource, Verb: f.Verb, Fact: &f}
 	before := *r
+	if stale(r, f) {
+		return ev, false
+	}
 	switch {
+	case f.Verb == task.VerbCheck:
+		ev.Kind = task.EventHealth
+		ev.Text, ev.Fact = checked(t.Container(f.Resource.Name), r, f), nil
+		return ev, ev.Text != ""
 	case f.Verb == task.VerbProbe:
 		r.Probing = false
 		if f.Failure != nil {
@@ -50,18 +57,26 @@ func Fold(t *task.Task, k *task.Known, f task.Fact) (task.Event, bool) {
 			observe(t, k, f)
 		}
 	}
-	if before.Exit == nil && r.Exit != nil {
-		executionStopped(t, k, f.Resource, r.Exit.At)
-	}
 	return ev, true
 }
 
-// executionStopped remembers when the first essential container ended.
-func executionStopped(t *task.Task, k *task.Known, id task.ResourceID, at time.Time) {
-	c := t.Container(id.Name)
-	if id.Kind == task.KindContainer && c != nil && c.Essential && k.ExecutionStopped.IsZero() {
-		k.ExecutionStopped = at
+// stale reports whether a fact is about a process that has a successor by now.
+func stale(r *task.Record, f task.Fact) bool {
+	switch {
+	case f.Resource.Kind != task.KindContainer:
+		return false
+	case f.Verb == task.VerbNone:
+		return f.Observed != nil && f.Observed.Incarnation != r.Incarnation
+	case f.Incarnation >= r.Incarnation:
+		return false
 	}
+	switch f.Verb {
+	case task.VerbProbe:
+		r.Probing = false
+	case task.VerbCheck:
+		r.Checking = false
+	}
+	return true
 }
 
 // done enters the success of an action.
@@ -203,6 +218,10 @@ func lostCode(k *task.Known, otherwise task.Code) task.Code {
 // must not be started twice.
 func observeContainer(k *task.Known, r *task.Record, f task.Fact) {
 	o := f.Observed
+	if o.Incarnation != r.Incarnation {
+		o = &task.Observed{} // what is there came before: of this one there is nothing
+		f.Observed = o
+	}
 	if r.Phase == task.Removing || r.Phase == task.Removed {
 		r.Unconfirmed = false
 		return

@@ -45,7 +45,7 @@ func TestFailedNetworkStopsItsContainerOnly(t *testing.T) {
 		task.Container{Name: "side"},
 	), simSpec{fail: map[task.ResourceID]task.Class{{Kind: task.KindNetwork, Name: "side"}: task.Invalid}})
 	s.run(func() bool { return s.k.Status == task.StatusRunning && len(s.flying) == 0 })
-	if s.k.Desired != task.StatusRunning || s.starts["main"] != 1 || len(s.starts) != 1 {
+	if s.k.Desired != task.StatusRunning || s.starts["main#0"] != 1 || len(s.starts) != 1 {
 		t.Errorf("desired %v, started %v", s.k.Desired, s.starts)
 	}
 	s.stop()
@@ -117,7 +117,7 @@ func TestLostNetworkOfAWaitingContainerIsMadeAgain(t *testing.T) {
 	), simSpec{})
 	id := Network(s.task, "waits")
 	s.run(func() bool {
-		return s.starts["first"] == 1 && s.k.Resource(id).Phase == task.Present && len(s.flying) == 0
+		return s.starts["first#0"] == 1 && s.k.Resource(id).Phase == task.Present && len(s.flying) == 0
 	})
 	*s.thing(id) = thing{}
 	s.restart()

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 
@@ -56,11 +57,28 @@ func Validate(t *task.Task) error {
 
 // needs lists the containers that c waits for with anything.
 func needs(c *task.Container) []string {
-	names := linked(c)
-	for _, dep := range c.DependsOn {
+	var names []string
+	for _, dep := range conditions(c) {
 		names = append(names, dep.Container)
 	}
 	return names
+}
+
+// conditionCreate is the condition that volumesFrom stands for: the other container has
+// been created (agent protocol, "Dependencies").
+const conditionCreate task.Condition = "CREATE"
+
+// conditions lists what a container waits for: its dependsOn, that what it links to has
+// started, and that what it takes volumes from has been created.
+func conditions(c *task.Container) []task.Dependency {
+	deps := slices.Clone(c.DependsOn)
+	for _, name := range linked(c) {
+		deps = append(deps, task.Dependency{Container: name, Condition: task.ConditionStart})
+	}
+	for _, v := range c.VolumesFrom {
+		deps = append(deps, task.Dependency{Container: v.Container, Condition: conditionCreate})
+	}
+	return deps
 }
 
 // linked lists the containers that c links to, each as NAME or NAME:ALIAS.
@@ -121,7 +139,7 @@ func (d *decision) failLinking(c *task.Container) bool {
 // dependenciesMet reports whether everything that a container waits for has come
 // about (agent protocol, "Dependencies").
 func (d *decision) dependenciesMet(c *task.Container) bool {
-	for _, dep := range c.DependsOn {
+	for _, dep := range conditions(c) {
 		if met, _ := d.condition(dep); !met {
 			return false
 		}
@@ -133,26 +151,45 @@ func (d *decision) dependenciesMet(c *task.Container) bool {
 func (d *decision) condition(dep task.Dependency) (met bool, never string) {
 	r := d.rec(Container(dep.Container))
 	stopped := ContainerStatus(d.t, d.k, dep.Container) == task.ContainerStopped
+	exit := r.LastExit()
+	if stopped && r.Started.IsZero() && (exit == nil || r.Phase == task.Failed) {
+		return false, "dependency did not start"
+	}
 	switch dep.Condition {
+	case conditionCreate:
+		return r.Phase == task.Present || r.Phase == task.Stopping || r.Restarts > 0 || stopped, ""
 	case task.ConditionStart:
-		return r.Running() || stopped, ""
+		return r.Running() || r.Restarts > 0 || stopped, ""
 	case task.ConditionComplete:
-		if stopped && r.Exit == nil {
-			return false, "dependency did not start"
+		if stopped && exit == nil {
+			return false, "how the container ended is not known"
 		}
-		return stopped && r.Exit != nil, ""
+		return stopped, ""
 	case task.ConditionSuccess:
 		switch {
-		case stopped && r.Exit == nil:
-			return false, "dependency did not start"
-		case stopped && r.Exit.Code != 0:
-			return false, fmt.Sprintf("container exited with code %d", r.Exit.Code)
+		case stopped && exit == nil:
+			return false, "how the container ended is not known"
+		case stopped && exit.Code != 0:
+			return false, fmt.Sprintf("container exited with code %d", exit.Code)
 		}
 		return stopped, ""
 	case task.ConditionHealthy:
-		return false, "container has no health check that this agent runs"
+		return d.conditionHealthy(dep.Container, r, stopped)
 	default:
 		return false, fmt.Sprintf("unknown condition %q", dep.Condition)
+	}
+}
+
+func (d *decision) conditionHealthy(name string, r *task.Record, stopped bool) (met bool, never string) {
+	switch {
+	case healthcheck(d.t.Container(name), d.s) == nil:
+		return false, "container has no health check"
+	case r.Health != nil && r.Health.Status == task.HealthHealthy:
+		return true, ""
+	case stopped:
+		return false, "container stopped before it was healthy"
+	default:
+		return false, ""
 	}
 }
 
@@ -164,10 +201,10 @@ func (d *decision) dependencies() {
 	for i := range d.t.Containers {
 		c := &d.t.Containers[i]
 		r := d.rec(Container(c.Name))
-		if r.Phase != task.Absent || r.Verb != task.VerbNone || r.Unconfirmed {
+		if r.Phase != task.Absent || r.Verb != task.VerbNone || r.Unconfirmed || d.rec(Network(d.t, c.Name)).Phase == task.Failed {
 			continue
 		}
-		for _, dep := range c.DependsOn {
+		for _, dep := range conditions(c) {
 			if why := d.failedDependency(dep); why != "" {
 				d.failDependent(c, dep, why)
 				break
@@ -183,7 +220,7 @@ func (d *decision) failedDependency(dep task.Dependency) string {
 	}
 	on := d.t.Container(dep.Container)
 	started := d.rec(Container(dep.Container)).Started
-	if dep.Condition == task.ConditionStart || on.StartTimeout <= 0 || started.IsZero() {
+	if dep.Condition == task.ConditionStart || dep.Condition == conditionCreate || on.StartTimeout <= 0 || started.IsZero() {
 		return ""
 	}
 	if end := started.Add(on.StartTimeout); d.now.Before(end) {
@@ -210,10 +247,8 @@ func (d *decision) failDependent(c *task.Container, dep task.Dependency, why str
 func (d *decision) dependentsStopped(name string) bool {
 	for i := range d.t.Containers {
 		c := &d.t.Containers[i]
-		for _, dep := range c.DependsOn {
-			if dep.Container == name && ContainerStatus(d.t, d.k, c.Name) != task.ContainerStopped {
-				return false
-			}
+		if slices.Contains(needs(c), name) && ContainerStatus(d.t, d.k, c.Name) != task.ContainerStopped {
+			return false
 		}
 	}
 	return true
@@ -247,7 +282,7 @@ func (d *decision) probe(id task.ResourceID, r *task.Record) {
 		return
 	}
 	r.Probing = true
-	d.step.Do = append(d.step.Do, Action{Resource: id, Verb: task.VerbProbe, Attempt: r.ProbeFailed, Deadline: probeTimeout})
+	d.step.Do = append(d.step.Do, Action{Resource: id, Verb: task.VerbProbe, Attempt: r.ProbeFailed, Incarnation: r.Incarnation, Deadline: probeTimeout})
 }
 
 // needsProbe reports whether a record says something that only the world can confirm.

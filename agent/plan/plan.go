@@ -36,7 +36,9 @@ type Settings struct {
 	PullTimeout   time.Duration // one Ensure of an image (ECS_IMAGE_PULL_TIMEOUT)
 	Retention     time.Duration // a stopped task is kept so long (ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION)
 	Jitter        time.Duration // added to Retention, 0..Jitter by task
-	Relist        time.Duration // running processes are probed this often, events or not
+	// NoHealthChecks leaves health checks alone (ECS_DISABLE_DOCKER_HEALTH_CHECK).
+	NoHealthChecks bool
+	Relist         time.Duration // running processes are probed this often, events or not
 }
 
 // Limits that are not settings.
@@ -59,8 +61,10 @@ const (
 type Action struct {
 	Resource task.ResourceID
 	Verb     task.Verb
-	Attempt  int           // failures of this verb before this one
-	Deadline time.Duration // the action is cancelled after this long; 0 means never
+	Attempt  int // failures of this verb before this one
+	// Incarnation is which making of a container this is about.
+	Incarnation int
+	Deadline    time.Duration // the action is cancelled after this long; 0 means never
 }
 
 // Step is what Next decided.
@@ -81,9 +85,11 @@ type Step struct {
 func Next(t *task.Task, k *task.Known, s Settings, now time.Time) Step {
 	d := decision{t: t, k: k, s: s, now: now, bases: bases(t), changed: make(map[task.ResourceID]bool)}
 	d.confirm()
+	d.restarts()
 	d.links()
 	d.dependencies()
 	d.essential()
+	d.executionStopped()
 	if k.Desired == task.StatusStopped {
 		d.stop()
 	} else {
@@ -94,6 +100,7 @@ func Next(t *task.Task, k *task.Known, s Settings, now time.Time) Step {
 		d.teardown()
 	}
 	d.relist()
+	d.checkHealth()
 	return d.finish()
 }
 
@@ -198,7 +205,7 @@ func (d *decision) due(id task.ResourceID) bool {
 func (d *decision) do(id task.ResourceID, verb task.Verb, deadline time.Duration) {
 	r := d.touch(id)
 	r.Verb = verb
-	d.step.Do = append(d.step.Do, Action{Resource: id, Verb: verb, Attempt: r.Attempts, Deadline: deadline})
+	d.step.Do = append(d.step.Do, Action{Resource: id, Verb: verb, Attempt: r.Attempts, Incarnation: r.Incarnation, Deadline: deadline})
 	d.event(task.EventIntent, id, verb, "")
 }
 
@@ -275,7 +282,9 @@ func (d *decision) runContainer(c *task.Container) {
 	}
 	switch {
 	case r.Phase == task.Absent || r.Phase == task.Ensuring:
-		if d.present(Image(c.Name)) && d.basesPresent(c.Name) && d.dependenciesMet(c) {
+		// What was begun once its dependencies were met goes on, whatever became of them.
+		begun := r.Phase == task.Ensuring
+		if d.present(Image(c.Name)) && d.basesPresent(c.Name) && (begun || d.dependenciesMet(c)) {
 			d.ensure(id, d.s.CreateTimeout)
 		}
 	case r.Phase == task.Present && r.Started.IsZero() && d.due(id):
@@ -356,7 +365,7 @@ func (d *decision) teardown() {
 func (d *decision) freeContainer(name string) bool {
 	id := Container(name)
 	r := d.rec(id)
-	if r.Phase != task.Ended {
+	if r.Phase != task.Ended && r.Restarts == 0 {
 		return d.remove(id) // never ran: nobody wants to look at it
 	}
 	if !r.Retired && d.due(id) {

@@ -95,7 +95,7 @@ func TestDependencies(t *testing.T) {
 		{"complete", task.ConditionComplete, map[string]int{"dep": 4}, ""},
 		{"success", task.ConditionSuccess, map[string]int{"dep": 0}, ""},
 		{"success that fails", task.ConditionSuccess, map[string]int{"dep": 4}, "CannotStartContainerError: dependency graph: container app: dependency on dep with condition SUCCESS not resolved: container exited with code 4"},
-		{"healthy without a health check", task.ConditionHealthy, nil, "CannotStartContainerError: dependency graph: container app: dependency on dep with condition HEALTHY not resolved: container has no health check that this agent runs"},
+		{"healthy without a health check", task.ConditionHealthy, nil, "CannotStartContainerError: dependency graph: container app: dependency on dep with condition HEALTHY not resolved: container has no health check"},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -104,7 +104,7 @@ func TestDependencies(t *testing.T) {
 				task.Container{Name: "dep"},
 			), simSpec{exits: tt.exits})
 			s.run(func() bool { return s.k.Status >= task.StatusRunning })
-			if tt.reason == "" && s.starts["app"] != 1 {
+			if tt.reason == "" && s.starts["app#0"] != 1 {
 				t.Fatalf("app was not started; status %v", s.k.Status)
 			}
 			s.stop()
@@ -163,7 +163,7 @@ func TestBrokenResourcesStopTheTaskWithTheirReason(t *testing.T) {
 			if want := "CannotCreateContainerError: made to fail"; told != want {
 				t.Errorf("reason %q, want %q", told, want)
 			}
-			if s.starts["web"] != 0 {
+			if s.starts["web#0"] != 0 {
 				t.Error("the container was started")
 			}
 		})
@@ -220,8 +220,8 @@ func TestProcessThatLeftNoTraceIsNotStartedTwice(t *testing.T) {
 			if got := s.k.Resource(Container("web")).Reason; got == nil || got.Code != task.RuntimeLost {
 				t.Errorf("started and lost: reason %v", got)
 			}
-		} else if s.starts["web"] != 1 {
-			t.Errorf("never started: started %d times after the restart", s.starts["web"])
+		} else if s.starts["web#0"] != 1 {
+			t.Errorf("never started: started %d times after the restart", s.starts["web#0"])
 		}
 		s.stop()
 		s.run(nil)
@@ -298,8 +298,8 @@ func TestValidate(t *testing.T) {
 // randomTask draws a task with up to six containers, and dependencies and links without
 // circles.
 func randomTask(r *rand.Rand) (*task.Task, simSpec) {
-	spec := simSpec{exits: map[string]int{}, fail: map[task.ResourceID]task.Class{}, ignore: map[string]bool{}, flaky: r.Float64() * 0.3}
-	conditions := []task.Condition{task.ConditionStart, task.ConditionComplete, task.ConditionSuccess}
+	spec := simSpec{exits: map[string]int{}, runs: map[string]time.Duration{}, sick: map[string]float64{}, fail: map[task.ResourceID]task.Class{}, ignore: map[string]bool{}, flaky: r.Float64() * 0.3}
+	conditions := []task.Condition{task.ConditionStart, task.ConditionComplete, task.ConditionSuccess, task.ConditionHealthy}
 	tk := taskOf()
 	tk.NetworkMode = []string{task.NetworkBridge, task.NetworkBridge, task.NetworkNone, task.NetworkHost}[r.IntN(4)]
 	if r.IntN(32) == 0 {
@@ -323,6 +323,23 @@ func randomTask(r *rand.Rand) (*task.Task, simSpec) {
 			if r.IntN(6) == 0 {
 				c.Links = append(c.Links, fmt.Sprintf("c%d:other", j))
 			}
+			if r.IntN(8) == 0 {
+				c.VolumesFrom = append(c.VolumesFrom, task.VolumesFrom{Container: fmt.Sprintf("c%d", j)})
+			}
+		}
+		if r.IntN(3) == 0 {
+			c.StartTimeout = time.Duration(1+r.IntN(300)) * time.Second
+		}
+		if r.IntN(2) == 0 {
+			c.HealthCheckType = "docker"
+			c.Config.Healthcheck = &task.Healthcheck{
+				Test: []string{"CMD", "true"}, Interval: time.Duration(r.IntN(60)) * time.Second,
+				StartPeriod: time.Duration(r.IntN(60)) * time.Second, Retries: r.IntN(4),
+			}
+			spec.sick[c.Name] = r.Float64()
+		}
+		if r.IntN(3) == 0 {
+			c.Restart = &task.Restart{IgnoredExitCodes: []int{r.IntN(3)}, AttemptPeriod: time.Duration(r.IntN(120)) * time.Second}
 		}
 		for _, v := range tk.Volumes {
 			if r.IntN(2) == 0 {
@@ -334,6 +351,7 @@ func randomTask(r *rand.Rand) (*task.Task, simSpec) {
 		}
 		if r.IntN(3) == 0 {
 			spec.exits[c.Name] = r.IntN(3)
+			spec.runs[c.Name] = time.Duration(r.IntN(3)*r.IntN(100)) * time.Second
 		}
 		spec.ignore[c.Name] = r.IntN(5) == 0
 		if r.IntN(12) == 0 {

@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
+	"slices"
 	"testing"
 	"time"
 
@@ -22,8 +23,9 @@ type sim struct {
 	now     time.Time
 	world   map[task.ResourceID]*thing
 	flying  []Action
-	pending []task.Fact // observations that have not been delivered
-	starts  map[string]int
+	pending []task.Fact    // observations that have not been delivered
+	alarms  []alarm        // ends of processes that are still to come
+	starts  map[string]int // by container and incarnation
 	sent    []task.Change
 	highest task.Status
 	crashes int
@@ -33,7 +35,9 @@ type sim struct {
 
 // simSpec says what the world does to a task.
 type simSpec struct {
-	exits  map[string]int // containers that end by themselves, with this code
+	exits  map[string]int           // containers that end by themselves, with this code
+	runs   map[string]time.Duration // how long those run first
+	sick   map[string]float64       // share of health checks that fail
 	fail   map[task.ResourceID]task.Class
 	flaky  float64 // share of actions that fail once with Unavailable
 	crash  float64 // share of steps after which the agent crashes
@@ -42,9 +46,17 @@ type simSpec struct {
 }
 
 type thing struct {
-	exists  bool
-	process task.ProcessState
-	exit    *task.Exit
+	exists      bool
+	process     task.ProcessState
+	exit        *task.Exit
+	incarnation int
+}
+
+// alarm is the end of a process that is still to come.
+type alarm struct {
+	at          time.Time
+	id          task.ResourceID
+	incarnation int
 }
 
 type storedKnown struct {
@@ -130,8 +142,9 @@ func (s *sim) step() Step {
 	s.sent = append(s.sent, st.Report...)
 	for _, a := range st.Do {
 		s.stands(a)
+		s.inOrder(a)
 		for _, f := range s.flying {
-			if f.Resource == a.Resource && f.Verb != task.VerbProbe && a.Verb != task.VerbProbe {
+			if f.Resource == a.Resource && (f.Verb == a.Verb || !aside(f.Verb) && !aside(a.Verb)) {
 				s.t.Fatalf("%v of %v while %v is in flight", a.Verb, a.Resource, f.Verb)
 			}
 		}
@@ -139,6 +152,46 @@ func (s *sim) step() Step {
 	}
 	s.done = st.Done
 	return st
+}
+
+// aside reports whether a verb only asks, and may do so beside another one.
+func aside(v task.Verb) bool { return v == task.VerbProbe || v == task.VerbCheck }
+
+// inOrder checks that a container is made when what it waits for has come about, and
+// stopped when those that wait for it have ended.
+func (s *sim) inOrder(a Action) {
+	c := s.task.Container(a.Resource.Name)
+	if c == nil || a.Resource.Kind != task.KindContainer {
+		return
+	}
+	switch {
+	case a.Verb == task.VerbEnsure && a.Incarnation == 0 && !s.thing(a.Resource).exists:
+		for _, dep := range conditions(c) {
+			on, started := s.thing(Container(dep.Container)), s.starts[dep.Container+"#0"] > 0
+			met := started
+			switch dep.Condition {
+			case conditionCreate:
+				met = on.exists
+			case task.ConditionComplete:
+				met = started && on.process != task.ProcessRunning
+			case task.ConditionSuccess:
+				met = started && on.process != task.ProcessRunning && on.exit != nil && on.exit.Code == 0
+			case task.ConditionHealthy:
+				h, _ := ContainerHealth(s.task, s.k, dep.Container)
+				met = h.Status == task.HealthHealthy
+			}
+			if !met {
+				s.t.Fatalf("%v is made before %s of %s: %+v", a.Resource, dep.Condition, dep.Container, *on)
+			}
+		}
+	case a.Verb == task.VerbStop && s.k.Resource(Network(s.task, c.Name)).Phase != task.Failed:
+		for i := range s.task.Containers {
+			other := &s.task.Containers[i]
+			if slices.Contains(needs(other), c.Name) && s.thing(Container(other.Name)).process == task.ProcessRunning {
+				s.t.Fatalf("%v is stopped while %s runs, which depends on it", a.Resource, other.Name)
+			}
+		}
+	}
 }
 
 // stands checks that what an action builds on is there as far as plan knows.
@@ -188,10 +241,16 @@ func (s *sim) thing(id task.ResourceID) *thing {
 
 // perform carries out the effect of one action and returns the fact.
 func (s *sim) perform(a Action) task.Fact {
-	f := task.Fact{Resource: a.Resource, Verb: a.Verb, At: s.now}
+	f := task.Fact{Resource: a.Resource, Verb: a.Verb, At: s.now, Incarnation: a.Incarnation}
 	th := s.thing(a.Resource)
 	switch a.Verb {
 	case task.VerbEnsure:
+		if a.Incarnation != th.incarnation {
+			if a.Incarnation != th.incarnation+1 || th.process == task.ProcessRunning || th.process == task.ProcessCreated {
+				s.t.Fatalf("incarnation %d of %v after %+v", a.Incarnation, a.Resource, *th)
+			}
+			*th = thing{incarnation: a.Incarnation}
+		}
 		th.exists = true
 		if a.Resource.Kind == task.KindContainer && th.process == task.ProcessNone {
 			th.process = task.ProcessCreated
@@ -201,10 +260,12 @@ func (s *sim) perform(a Action) task.Fact {
 		if th.process != task.ProcessCreated {
 			s.t.Fatalf("start of %v whose process is %q", a.Resource, th.process)
 		}
-		s.starts[a.Resource.Name]++
+		s.starts[fmt.Sprintf("%s#%d", a.Resource.Name, th.incarnation)]++
 		th.process = task.ProcessRunning
-		if code, ends := s.spec.exits[a.Resource.Name]; ends {
+		if code, ends := s.spec.exits[a.Resource.Name]; ends && s.spec.runs[a.Resource.Name] == 0 {
 			s.end(a.Resource, code)
+		} else if ends {
+			s.alarms = append(s.alarms, alarm{s.now.Add(s.spec.runs[a.Resource.Name]), a.Resource, th.incarnation})
 		}
 	case task.VerbStop:
 		if th.process == task.ProcessRunning && !s.spec.ignore[a.Resource.Name] {
@@ -225,7 +286,16 @@ func (s *sim) perform(a Action) task.Fact {
 		}
 		*th = thing{}
 	case task.VerbProbe:
-		f.Observed = &task.Observed{Exists: th.exists, Process: th.process, Exit: th.exit}
+		f.Observed = &task.Observed{Exists: th.exists, Process: th.process, Exit: th.exit, Incarnation: th.incarnation}
+	case task.VerbCheck:
+		if th.process != task.ProcessRunning || th.incarnation != a.Incarnation {
+			f.Class, f.Failure = task.Unavailable, &task.Reason{Detail: "no process"}
+			break
+		}
+		f.Result.Check = &task.Check{Start: s.now}
+		if s.r.Float64() < s.spec.sick[a.Resource.Name] {
+			f.Result.Check.ExitCode = 1
+		}
 	}
 	return f
 }
@@ -236,7 +306,20 @@ func (s *sim) end(id task.ResourceID, code int) {
 	th.exit = &task.Exit{Code: code, At: s.now}
 	s.pending = append(s.pending, task.Fact{
 		Resource: id, At: s.now,
-		Observed: &task.Observed{Exists: true, Process: task.ProcessExited, Exit: th.exit},
+		Observed: &task.Observed{Exists: true, Process: task.ProcessExited, Exit: th.exit, Incarnation: th.incarnation},
+	})
+}
+
+// ring ends the processes whose time has come.
+func (s *sim) ring() {
+	s.alarms = slices.DeleteFunc(s.alarms, func(a alarm) bool {
+		if s.now.Before(a.at) {
+			return false
+		}
+		if th := s.thing(a.id); th.process == task.ProcessRunning && th.incarnation == a.incarnation {
+			s.end(a.id, s.spec.exits[a.id.Name])
+		}
+		return true
 	})
 }
 
@@ -246,8 +329,14 @@ func (s *sim) advance(st Step) {
 		s.restart()
 		return
 	}
+	s.ring()
 	open := len(s.flying) + len(s.pending)
 	if open == 0 {
+		for _, a := range s.alarms {
+			if st.Wake.IsZero() || a.at.Before(st.Wake) {
+				st.Wake = a.at
+			}
+		}
 		if st.Wake.IsZero() {
 			s.t.Fatalf("stuck: nothing in flight, no wake time; status %v desired %v records %s", s.k.Status, s.k.Desired, s.stored)
 		}
@@ -268,7 +357,7 @@ func (s *sim) advance(st Step) {
 }
 
 func (s *sim) settle(a Action) {
-	f := task.Fact{Resource: a.Resource, Verb: a.Verb, At: s.now}
+	f := task.Fact{Resource: a.Resource, Verb: a.Verb, At: s.now, Incarnation: a.Incarnation}
 	class, broken := s.spec.fail[a.Resource]
 	switch {
 	case broken && (a.Verb == task.VerbEnsure || a.Verb == task.VerbStart):
@@ -281,7 +370,14 @@ func (s *sim) settle(a Action) {
 	default:
 		f = s.perform(a)
 	}
+	restarts := 0
+	if a.Resource.Kind == task.KindContainer {
+		restarts = s.k.Resource(a.Resource).Restarts
+	}
 	Fold(s.task, s.k, f)
+	if got := s.k.Resource(a.Resource).Restarts; got < restarts {
+		s.t.Fatalf("restarts of %v fell from %d to %d", a.Resource, restarts, got)
+	}
 }
 
 // run goes on until the task is done or until is true.
@@ -312,6 +408,12 @@ func (s *sim) check() {
 	for name, n := range s.starts {
 		if n > 1 {
 			s.t.Errorf("container %s was started %d times", name, n)
+		}
+	}
+	for i := range s.task.Containers {
+		c := &s.task.Containers[i]
+		if r := s.k.Resource(Container(c.Name)); r.Restarts != r.Incarnation || c.Restart == nil && r.Restarts > 0 || s.starts[fmt.Sprintf("%s#%d", c.Name, r.Restarts+1)] > 0 {
+			s.t.Errorf("container %s: %d restarts, incarnation %d, starts %v", c.Name, r.Restarts, r.Incarnation, s.starts)
 		}
 	}
 	s.checkReports()

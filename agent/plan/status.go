@@ -18,6 +18,8 @@ func ContainerStatus(t *task.Task, k *task.Known, name string) task.ContainerSta
 		return task.ContainerRunning
 	case network.Phase == task.Failed && r.Verb == task.VerbNone && !r.Unconfirmed:
 		return task.ContainerStopped // nothing runs, and nothing will
+	case r.Restarting() && k.Desired != task.StatusStopped:
+		return task.ContainerRunning // the end between two processes is not told
 	case k.Desired == task.StatusStopped && r.Verb == task.VerbNone && !r.Unconfirmed:
 		// Not running when it should stop: stopped without asking the runtime.
 		return task.ContainerStopped
@@ -184,7 +186,7 @@ func (d *decision) containersOwed() bool {
 			return true
 		}
 		at := d.k.StopRequested
-		if exit := d.rec(Container(c.Name)).Exit; exit != nil && exit.At.After(at) {
+		if exit := d.rec(Container(c.Name)).LastExit(); exit != nil && exit.At.After(at) {
 			at = exit.At
 		}
 		if at = at.Add(containerFlush); d.now.Before(at) {
@@ -237,10 +239,10 @@ func (d *decision) containerChange(name string, s task.ContainerStatus) task.Con
 		Name: name, Status: s, RuntimeID: r.RuntimeID, Digest: image.Digest,
 		Bindings: network.Bindings[name],
 	}
-	if r.Exit != nil {
-		code := r.Exit.Code
+	if exit := r.LastExit(); exit != nil && s == task.ContainerStopped {
+		code := exit.Code
 		ch.Exit = &code
-		if r.Exit.OOMKilled {
+		if exit.OOMKilled {
 			ch.Reason = task.Reason{Code: task.OutOfMemory, Detail: "Container killed due to memory usage"}.String()
 		}
 	}

@@ -21,6 +21,7 @@ const (
 	VerbRetire Verb = "Retire"
 	VerbRemove Verb = "Remove"
 	VerbProbe  Verb = "Probe"
+	VerbCheck  Verb = "Check" // runs a container's health check once
 )
 
 // Resource kinds. The order in which a task's resources are made is in agent/plan.
@@ -79,12 +80,68 @@ type Record struct {
 	Exit        *Exit     `json:"exit,omitempty"`
 	Retired     bool      `json:"retired,omitempty"`
 
+	// For containers with a restart policy. Everything above is of the present
+	// incarnation: one making of the container, counted from 0.
+	Incarnation int    `json:"incarnation,omitempty"`
+	Restarts    int    `json:"restarts,omitempty"`
+	Earlier     []Exit `json:"earlier,omitempty"` // ends of earlier incarnations, the last ones; never changed in place
+
+	// Health is what the checks of the present incarnation have said; nil until the
+	// first has. It is replaced, never changed.
+	Health *Health `json:"health,omitempty"`
+
 	// Unconfirmed is set on load: nothing is done on the strength of this record
 	// until a probe has said what is there. It is never stored.
 	Unconfirmed bool      `json:"-"`
 	Probing     bool      `json:"-"` // a probe is in flight
 	ProbeFailed int       `json:"-"` // probes in a row that could not ask
 	ProbeAt     time.Time `json:"-"` // when to probe again
+	Checking    bool      `json:"-"` // a health check is in flight
+	CheckAt     time.Time `json:"-"` // when to check the health next
+}
+
+// LastExit is how the container's process ended last: the present one or, while a new
+// one is not there yet, the one before.
+func (r *Record) LastExit() *Exit {
+	if r.Exit == nil && r.Started.IsZero() && len(r.Earlier) > 0 {
+		return &r.Earlier[len(r.Earlier)-1]
+	}
+	return r.Exit
+}
+
+// Restarting reports whether a process has ended and another is to take its place.
+func (r *Record) Restarting() bool {
+	return r.Restarts > 0 && r.Exit == nil && r.Started.IsZero() && (r.Phase == Ensuring || r.Phase == Present)
+}
+
+// HealthStatus is what the cluster shows of health (API model, HealthStatus).
+type HealthStatus string
+
+// Health statuses. A container whose checks have not decided yet is UNKNOWN.
+const (
+	HealthUnknown   HealthStatus = "UNKNOWN"
+	HealthHealthy   HealthStatus = "HEALTHY"
+	HealthUnhealthy HealthStatus = "UNHEALTHY"
+)
+
+// Health is what a container's health checks say (agent protocol, "Health checks").
+type Health struct {
+	Status   HealthStatus `json:"status"`
+	Since    time.Time    `json:"since,omitzero"`
+	Output   string       `json:"output,omitempty"`   // of the last check, at most MaxHealthOutput bytes
+	ExitCode int          `json:"exitCode,omitempty"` // of the last check; -1 when it could not end by itself
+	Failures int          `json:"failures,omitempty"` // in a row, as far as they count
+}
+
+// MaxHealthOutput is how much of a check's output is kept, in bytes (agent protocol,
+// "Health checks").
+const MaxHealthOutput = 1024
+
+// Check is the outcome of one health check.
+type Check struct {
+	Start    time.Time `json:"start"`
+	ExitCode int       `json:"exitCode"` // 0 means healthy; -1 that it was killed or could not be run
+	Output   string    `json:"output,omitempty"`
 }
 
 // Running reports whether a process was started and has not been seen to end.
@@ -144,6 +201,8 @@ type Observed struct {
 	// Unstarted says of a process that has ended that nothing of the container's program
 	// ever ran: it was made, and a start of it was cut short.
 	Unstarted bool `json:"unstarted,omitempty"`
+	// Incarnation is which making of a container this is about.
+	Incarnation int `json:"incarnation,omitempty"`
 }
 
 // ProcessState is what the runtime says of a container's process.
@@ -164,6 +223,8 @@ type Fact struct {
 	Resource ResourceID `json:"resource"`
 	Verb     Verb       `json:"verb,omitempty"` // what was done; none for an observation
 	At       time.Time  `json:"at"`
+	// Incarnation is that of the container when the verb was begun.
+	Incarnation int `json:"incarnation,omitempty"`
 
 	// Class and Failure are set when the verb failed.
 	Class   Class   `json:"class,omitempty"`
@@ -182,6 +243,7 @@ type Result struct {
 	PullStarted time.Time            `json:"pullStarted,omitzero"`
 	PullStopped time.Time            `json:"pullStopped,omitzero"`
 	Bindings    map[string][]Binding `json:"bindings,omitempty"`
+	Check       *Check               `json:"check,omitempty"` // for VerbCheck
 }
 
 // Change is a state change to be reported to the cluster, complete in itself
@@ -231,6 +293,9 @@ const (
 	EventObserved      EventKind = "Observed"
 	EventExited        EventKind = "Exited"
 	EventStatus        EventKind = "Status"
+	EventHealth        EventKind = "Health"
+	EventRestart       EventKind = "Restart"
+	EventWaiting       EventKind = "Waiting"
 	EventReported      EventKind = "Reported"
 	EventReportAcked   EventKind = "ReportAcked"
 	EventReportDropped EventKind = "ReportDropped"

@@ -221,7 +221,9 @@ type Healthcheck struct {
 	Interval    time.Duration
 	Timeout     time.Duration
 	StartPeriod time.Duration
-	Retries     int
+	// StartInterval replaces Interval during StartPeriod, until a check has succeeded.
+	StartInterval time.Duration
+	Retries       int
 }
 
 // HostConfig is what Berth acts on of the Docker Engine host config that the
