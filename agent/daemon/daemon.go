@@ -395,6 +395,7 @@ func (a *agent) settings() plan.Settings {
 		// The image adapter has the limits of the protocol; this one only ends what hangs.
 		PullTimeout: a.c.Images.PullTimeout + a.c.Images.ManifestTimeout,
 		Retention:   a.c.Engine.CleanupWait, Jitter: a.c.Engine.CleanupWaitJitter, Relist: relistPeriod,
+		NoHealthChecks: a.c.Metadata.HealthDisabled,
 	}
 }
 

@@ -42,6 +42,7 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.full-sync",
 		"ecs.capability.env-files.s3",
 		"ecs.capability.network.container-port-range",
+		"ecs.capability.container-restart-policy",
 		"com.amazonaws.ecs.capability.privileged-container",
 	}
 	for _, v := range dockerVersions() {
@@ -53,6 +54,7 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit",
 		"com.amazonaws.ecs.capability.ecr-auth",
 		"ecs.capability.execution-role-ecr-pull",
+		"ecs.capability.container-health-check",
 		"ecs.capability.docker-plugin.local",
 		"ecs.capability.external",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
@@ -77,6 +79,7 @@ func TestAttributesFollowSettings(t *testing.T) {
 		{"ECS_DETAILED_OS_FAMILY=mine_1", "ecs.os-type-detailed=mine_1", true},
 		{"ECS_ENABLE_TASK_IAM_ROLE=false", "com.amazonaws.ecs.capability.task-iam-role", false},
 		{"ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true", "com.amazonaws.ecs.capability.task-iam-role-network-host", true},
+		{"ECS_DISABLE_DOCKER_HEALTH_CHECK=true", "ecs.capability.container-health-check", false},
 	} {
 		if got := slices.Contains(names(Attributes(settings(t, c.env), host, true)), c.attribute); got != c.want {
 			t.Errorf("%s: %s claimed: %v", c.env, c.attribute, got)

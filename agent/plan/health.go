@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"cmp"
 	"fmt"
 	"strings"
 	"time"
@@ -9,14 +8,9 @@ import (
 	"berth.dev/berth/agent/task"
 )
 
-// Defaults of a health check that names no others (Docker Engine, health checks).
-const (
-	healthInterval      = 30 * time.Second
-	healthTimeout       = 30 * time.Second
-	healthStartInterval = 5 * time.Second
-	healthRetries       = 3
-	healthReturn        = time.Minute // after its timeout, for killing a check and reading what it said
-)
+// healthReturn is the time that an adapter has, after the limit of a check, to kill it and
+// to read what it said.
+const healthReturn = time.Minute
 
 // healthcheck is the health check that the agent runs for a container, or nil. That of
 // an image is never used (agent protocol, "Health checks").
@@ -24,7 +18,7 @@ func healthcheck(c *task.Container, s Settings) *task.Healthcheck {
 	if c == nil || s.NoHealthChecks || c.HealthCheckType != "docker" || c.Config.Healthcheck == nil {
 		return nil
 	}
-	if test := c.Config.Healthcheck.Test; len(test) < 2 || test[0] == "NONE" {
+	if c.Config.Healthcheck.Args() == nil {
 		return nil
 	}
 	return c.Config.Healthcheck
@@ -56,22 +50,16 @@ func (d *decision) checkHealth() {
 		}
 		r.Checking = true
 		d.step.Do = append(d.step.Do, Action{
-			Resource: id, Verb: task.VerbCheck, Incarnation: r.Incarnation, Deadline: HealthTimeout(h) + healthReturn,
+			Resource: id, Verb: task.VerbCheck, Incarnation: r.Incarnation, Deadline: h.Limit() + healthReturn,
 		})
 	}
 }
-
-// HealthTimeout is how long one check may take.
-func HealthTimeout(h *task.Healthcheck) time.Duration { return cmp.Or(h.Timeout, healthTimeout) }
 
 // untilCheck is the time from the end of one check, or the start of the process, to the
 // next check.
 func untilCheck(h *task.Healthcheck, r *task.Record, now time.Time) time.Duration {
 	starting := r.Health == nil || r.Health.Status == task.HealthUnknown
-	if starting && now.Before(r.Started.Add(h.StartPeriod)) {
-		return cmp.Or(h.StartInterval, healthStartInterval)
-	}
-	return cmp.Or(h.Interval, healthInterval)
+	return h.Wait(starting && now.Before(r.Started.Add(h.StartPeriod)))
 }
 
 // checked enters the outcome of a health check, and returns words for the event log when
@@ -100,7 +88,7 @@ func checked(c *task.Container, r *task.Record, f task.Fact) string {
 		// It may fail while it starts.
 	default:
 		h.Failures++
-		if h.Failures >= cmp.Or(max(0, check.Retries), healthRetries) {
+		if h.Failures >= check.Failures() {
 			h.Status = task.HealthUnhealthy
 		}
 	}

@@ -23,6 +23,7 @@ func Rebuild(f task.Found, now time.Time) *task.Known {
 		}
 		*k.Resource(Container(c.Name)) = task.Record{
 			Phase: task.Present, Handle: c.Handle, RuntimeID: c.RuntimeID, Created: c.Created, StartIntent: true,
+			Incarnation: c.Incarnation, Restarts: c.Incarnation,
 		}
 		*k.Resource(Image(c.Name)) = task.Record{Phase: task.Present, Handle: c.Image, Digest: c.Digest}
 	}

@@ -48,6 +48,10 @@ type handle struct {
 	ID     string `json:"id"`
 	Cgroup string `json:"cgroup"`
 	Signal int    `json:"signal"` // that asks the container to end
+	// Incarnation is which making of the container it is, and Snapshot the key of its
+	// snapshot; "" means ID.
+	Incarnation int    `json:"incarnation,omitempty"`
+	Snapshot    string `json:"snapshot,omitempty"`
 
 	Lease string `json:"lease,omitempty"` // in Owned only: a lease, and no container
 }
@@ -94,6 +98,9 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 		return task.Result{}, err
 	}
 	nctx := s.c.ns(ctx)
+	if err := s.c.replace(nctx, t, p); err != nil {
+		return task.Result{}, classify(err, task.CannotStartContainer)
+	}
 	mounts, err := s.c.prepare(nctx, p)
 	if err == nil {
 		mounts, err = p.limit(mounts)
@@ -182,7 +189,9 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	if err != nil {
 		return nil, err
 	}
-	p := &planned{t: t, name: name, image: image, h: handle{ID: ContainerID(t.ARN, name, 0), Signal: int(sig)}}
+	self, _ := d.Get(task.ResourceID{Kind: task.KindContainer, Name: name})
+	p := &planned{t: t, name: name, image: image, h: handleFor(t, name, self.Incarnation)}
+	p.h.Signal = int(sig)
 	parent := cgroupHandle{Parent: path.Join("/ecs", t.ID())}
 	if err := dependency(d, task.ResourceID{Kind: task.KindCgroup, Name: "task"}, &parent); err != nil {
 		return nil, err
@@ -299,12 +308,12 @@ func (c *Client) prepare(ctx context.Context, p *planned) ([]mount.Mount, error)
 	labels := c.ownLabels(p.t, p.name)
 	labels[labelGCRoot] = time.Now().UTC().Format(time.RFC3339)
 	for again := false; ; again = true {
-		m, err := c.snapshots.Prepare(ctx, p.h.ID, p.image.chain, snapshots.WithLabels(labels))
+		m, err := c.snapshots.Prepare(ctx, p.h.snapshot(), p.image.chain, snapshots.WithLabels(labels))
 		switch {
 		case err == nil:
 			return m, nil
 		case isExists(err):
-			return c.snapshots.Mounts(ctx, p.h.ID)
+			return c.snapshots.Mounts(ctx, p.h.snapshot())
 		case isNotFound(err) && !again:
 			c.forget(p.image)
 			if p.image, err = c.ready(ctx, p.image.Name, p.image.descriptor()); err != nil {
@@ -325,6 +334,7 @@ func (c *Client) record(ctx context.Context, p *planned, oci *specs.Spec, sandbo
 	}
 	labels := c.containerLabels(p.t, p.name)
 	labels[labelCgroup] = p.h.Cgroup
+	labels[labelIncarnation] = strconv.Itoa(p.h.Incarnation)
 	labels[labelStopSignal] = strconv.Itoa(p.h.Signal)
 	labels[labelSpec] = digest.FromBytes(packed.GetValue()).Encoded()[:32]
 	ext, err := extensions(p.t)
@@ -334,7 +344,7 @@ func (c *Client) record(ctx context.Context, p *planned, oci *specs.Spec, sandbo
 	r := containers.Container{
 		ID: p.h.ID, Extensions: ext, Labels: labels, Image: p.image.Name, Spec: packed,
 		Runtime:     containers.RuntimeInfo{Name: shimRuntime, Options: c.options},
-		Snapshotter: c.cfg.Snapshotter, SnapshotKey: p.h.ID, SandboxID: sandbox,
+		Snapshotter: c.cfg.Snapshotter, SnapshotKey: p.h.snapshot(), SandboxID: sandbox,
 	}
 	_, err = c.containers.Create(ctx, r)
 	if !isExists(err) {
@@ -428,22 +438,20 @@ func mountsProto(ms []mount.Mount) []*types.Mount {
 // handleOf is the handle as it was stored, or, after a crash before that, as it must
 // have been.
 func (s *Containers) handleOf(ctx context.Context, t *task.Task, name string, raw task.Handle) (handle, error) {
-	h := handle{ID: ContainerID(t.ARN, name, 0)}
+	h := handleFor(t, name, 0)
 	if len(raw) > 0 {
 		if err := json.Unmarshal(raw, &h); err != nil {
 			return h, task.Failf(task.Invalid, task.CannotInspectContainer, "handle of container %s: %w", name, err)
 		}
 		return h, nil
 	}
-	r, err := s.c.containers.Get(s.c.ns(ctx), h.ID)
-	if isNotFound(err) {
-		return h, nil
-	}
+	all, err := s.c.incarnations(s.c.ns(ctx), t, name)
 	if err != nil {
 		return h, classify(err, task.CannotInspectContainer)
 	}
-	h.Cgroup = r.Labels[labelCgroup]
-	h.Signal, _ = strconv.Atoi(r.Labels[labelStopSignal]) // 0 means SIGTERM
+	if len(all) > 0 {
+		h = all[0]
+	}
 	return h, nil
 }
 
@@ -456,6 +464,9 @@ func (s *Containers) Remove(ctx context.Context, t *task.Task, name string, raw 
 	// The log goes before the container, by which a sweep finds what is left of both,
 	// and again after it, because a process that still ran may have written meanwhile.
 	before := s.c.removeLogs(t.ID(), name)
+	if err := s.c.eraseEarlier(s.c.ns(ctx), t, name, h); err != nil {
+		return classify(err, "")
+	}
 	if err := s.c.erase(s.c.ns(ctx), t.ID(), len(t.Containers), h); err != nil {
 		return err
 	}
@@ -479,7 +490,7 @@ func (c *Client) erase(ctx context.Context, taskID string, containers int, h han
 	if err := os.Remove(c.rootfsDir(h.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return classify(err, "")
 	}
-	if err := c.snapshots.Remove(ctx, h.ID); err != nil && !isNotFound(err) {
+	if err := c.snapshots.Remove(ctx, h.snapshot()); err != nil && !isNotFound(err) {
 		return classify(err, "")
 	}
 	if err := failpoint.Point(failpoint.DeleteAfterSnapshot); err != nil {
@@ -507,6 +518,11 @@ func (s *Containers) Retire(ctx context.Context, t *task.Task, name string, raw 
 	if err != nil {
 		return err
 	}
+	if len(raw) == 0 || h.Incarnation > 0 {
+		if err := s.c.retireAll(s.c.ns(ctx), t, name); err != nil {
+			return err
+		}
+	}
 	return s.c.leave(s.c.ns(ctx), t.ID(), len(t.Containers), h, false)
 }
 
@@ -524,8 +540,7 @@ func (s *Containers) Owned(ctx context.Context) ([]task.Owned, error) {
 			return nil
 		}
 		seen[id] = true
-		sig, _ := strconv.Atoi(labels[labelStopSignal]) // 0 means SIGTERM
-		h, err := json.Marshal(handle{ID: id, Cgroup: labels[labelCgroup], Signal: sig})
+		h, err := json.Marshal(labelled(id, labels))
 		out = append(out, task.Owned{
 			Resource: task.ResourceID{Kind: task.KindContainer, Name: labels[LabelContainer]},
 			TaskARN:  labels[LabelTaskARN], TaskID: labels[LabelTaskID], Handle: h,

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
-	"strconv"
 	"strings"
 
 	"berth.dev/berth/agent/task"
@@ -59,7 +58,12 @@ func (s *Containers) Found(ctx context.Context, instanceARN string) ([]task.Foun
 		if err != nil {
 			return nil, err
 		}
-		f.Containers = append(f.Containers, c)
+		// Of a container that was started again the latest counts.
+		if i := slices.IndexFunc(f.Containers, func(o task.FoundContainer) bool { return o.Name == c.Name }); i < 0 {
+			f.Containers = append(f.Containers, c)
+		} else if f.Containers[i].Incarnation < c.Incarnation {
+			f.Containers[i] = c
+		}
 	}
 	out := make([]task.Found, 0, len(tasks))
 	for _, f := range tasks {
@@ -86,16 +90,16 @@ func taskOf(r *containers.Container) (*task.Task, error) {
 		return nil, fmt.Errorf("extension %s holds another task than the labels name", extensionTask)
 	case t.Container(name) == nil:
 		return nil, fmt.Errorf("task %s has no container %q", t.ID(), name)
-	case r.ID != ContainerID(t.ARN, name, 0):
+	case r.ID != ContainerID(t.ARN, name, labelled(r.ID, r.Labels).Incarnation):
 		return nil, fmt.Errorf("the id is not the one of container %q", name)
 	}
 	return t, nil
 }
 
 func (s *Containers) found(ctx context.Context, r *containers.Container) (task.FoundContainer, error) {
-	f := task.FoundContainer{Name: r.Labels[LabelContainer], RuntimeID: r.ID, Created: r.CreatedAt}
-	sig, _ := strconv.Atoi(r.Labels[labelStopSignal]) // 0 means SIGTERM
-	h, err := json.Marshal(handle{ID: r.ID, Cgroup: r.Labels[labelCgroup], Signal: sig})
+	own := labelled(r.ID, r.Labels)
+	f := task.FoundContainer{Name: r.Labels[LabelContainer], RuntimeID: r.ID, Created: r.CreatedAt, Incarnation: own.Incarnation}
+	h, err := json.Marshal(own)
 	if err != nil {
 		return f, err
 	}

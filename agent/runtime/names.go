@@ -10,8 +10,9 @@ import (
 	"berth.dev/berth/agent/task"
 )
 
-// ContainerID is the id of a container and the key of its snapshot. An incarnation is
-// one making of the container; a second one after a restart policy has number 1.
+// ContainerID is the id of a container. An incarnation is one making of the container; a
+// second one after a restart policy has number 1. All have one snapshot, whose key is the
+// id of the first: what a container wrote is there when it is started again.
 func ContainerID(taskARN, name string, incarnation int) string {
 	h := sha256.Sum256([]byte(taskARN + "\x00" + name + "\x00" + strconv.Itoa(incarnation)))
 	return hex.EncodeToString(h[:16])
@@ -20,13 +21,14 @@ func ContainerID(taskARN, name string, incarnation int) string {
 // Labels of everything that the agent makes in containerd. People and other programs
 // may read them; the agent finds its own things by them.
 const (
-	LabelTaskARN    = "berth/task-arn"
-	LabelTaskID     = "berth/task-id"
-	LabelContainer  = "berth/container"
-	LabelInstance   = "berth/instance-arn"
-	labelCgroup     = "berth/cgroup"
-	labelStopSignal = "berth/stop-signal"
-	labelSpec       = "berth/spec-digest"
+	LabelTaskARN     = "berth/task-arn"
+	LabelTaskID      = "berth/task-id"
+	LabelContainer   = "berth/container"
+	LabelInstance    = "berth/instance-arn"
+	labelCgroup      = "berth/cgroup"
+	labelStopSignal  = "berth/stop-signal"
+	labelSpec        = "berth/spec-digest"
+	labelIncarnation = "berth/incarnation"
 	// LabelImported marks images that were loaded from an archive on this host.
 	LabelImported = "berth/imported"
 	// LabelPulled marks images that the agent has pulled.

@@ -3,7 +3,6 @@ package runtime
 import (
 	"context"
 	"fmt"
-	"strconv"
 	"time"
 
 	"berth.dev/berth/agent/task"
@@ -68,8 +67,7 @@ func (c *Client) trackAll(ctx context.Context) error {
 	}
 	for _, r := range list {
 		if r.Labels[LabelTaskID] != "" {
-			sig, _ := strconv.Atoi(r.Labels[labelStopSignal]) // 0 means SIGTERM
-			c.track(handle{ID: r.ID, Cgroup: r.Labels[labelCgroup], Signal: sig}, r.Labels[LabelTaskID], r.Labels[LabelContainer])
+			c.track(labelled(r.ID, r.Labels), r.Labels[LabelTaskID], r.Labels[LabelContainer])
 		}
 	}
 	return nil
@@ -221,7 +219,9 @@ func (c *Client) exited(ctx context.Context, id string, status uint32, at *times
 			c.mu.Unlock()
 			return
 		}
-		seen(known.taskID, known.name, task.Observed{Exists: true, Process: task.ProcessExited, Exit: &exit, Unstarted: c.unstarted(id)})
+		seen(known.taskID, known.name, task.Observed{
+			Exists: true, Process: task.ProcessExited, Exit: &exit, Unstarted: c.unstarted(id), Incarnation: known.Incarnation,
+		})
 	}
 	if pids, err := c.cgs.procs(known.Cgroup); err == nil && len(pids) == 0 {
 		tell()

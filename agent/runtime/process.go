@@ -85,7 +85,7 @@ func (c *Client) inspect(ctx context.Context, h handle) (task.Observed, error) {
 	if err != nil {
 		return task.Observed{}, classify(err, task.CannotInspectContainer)
 	}
-	o := task.Observed{Exists: true}
+	o := task.Observed{Exists: true, Incarnation: h.Incarnation}
 	switch r.Process.Status {
 	case tasktypes.Status_CREATED:
 		o.Process = task.ProcessCreated
@@ -111,16 +111,16 @@ func (c *Client) inspectRecord(ctx context.Context, h handle) (task.Observed, er
 	}
 	_, err := c.containers.Get(ctx, h.ID)
 	if err == nil {
-		return task.Observed{Exists: true}, nil
+		return task.Observed{Exists: true, Incarnation: h.Incarnation}, nil
 	}
 	if !isNotFound(err) {
 		return task.Observed{}, classify(err, task.CannotInspectContainer)
 	}
-	_, err = c.snapshots.Stat(ctx, h.ID)
+	_, err = c.snapshots.Stat(ctx, h.snapshot())
 	if err != nil && !isNotFound(err) {
 		return task.Observed{}, classify(err, task.CannotInspectContainer)
 	}
-	return task.Observed{Exists: err == nil}, nil
+	return task.Observed{Exists: err == nil, Incarnation: h.Incarnation}, nil
 }
 
 // ended waits until the last process of the container is gone and says how the first

@@ -255,7 +255,7 @@ func TestSuite(t *testing.T) {
 		})
 		runtimetest.Suite(t, func(t *testing.T) runtimetest.Harness {
 			return runtimetest.Harness{
-				Runtime: n.set, Image: probeImage,
+				Runtime: n.set, Image: probeImage, Program: "/probe",
 				Deps:  func(t *testing.T, tk *task.Task) engine.Deps { return n.deps(t, tk) },
 				Ready: func(t *testing.T, tk *task.Task, name string) { n.ready(t, tk, name) },
 			}

@@ -320,12 +320,13 @@ type Found struct {
 // FoundContainer is one container of a task that was found, with what a record of it
 // would hold.
 type FoundContainer struct {
-	Name      string
-	Handle    Handle
-	RuntimeID string
-	Created   time.Time
-	Image     Handle // of its image; nil when that is gone
-	Digest    string // of its image
+	Name        string
+	Handle      Handle
+	RuntimeID   string
+	Created     time.Time
+	Incarnation int    // which making of the container it is
+	Image       Handle // of its image; nil when that is gone
+	Digest      string // of its image
 }
 
 // Deps hands an Ensure what was stored of the resource itself and of those that it

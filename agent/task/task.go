@@ -1,6 +1,7 @@
 package task
 
 import (
+	"cmp"
 	"path"
 	"slices"
 	"strings"
@@ -224,6 +225,44 @@ type Healthcheck struct {
 	// StartInterval replaces Interval during StartPeriod, until a check has succeeded.
 	StartInterval time.Duration
 	Retries       int
+}
+
+// Defaults of a health check that names no others (Docker Engine, health checks).
+const (
+	healthInterval      = 30 * time.Second
+	healthTimeout       = 30 * time.Second
+	healthStartInterval = 5 * time.Second
+	healthRetries       = 3
+)
+
+// Wait is the time between two checks; starting is whether none has succeeded and the
+// start period is not over.
+func (h *Healthcheck) Wait(starting bool) time.Duration {
+	if starting {
+		return cmp.Or(max(0, h.StartInterval), healthStartInterval)
+	}
+	return cmp.Or(max(0, h.Interval), healthInterval)
+}
+
+// Limit is how long one check may take.
+func (h *Healthcheck) Limit() time.Duration { return cmp.Or(max(0, h.Timeout), healthTimeout) }
+
+// Failures is how many failures in a row make a container unhealthy.
+func (h *Healthcheck) Failures() int { return cmp.Or(max(0, h.Retries), healthRetries) }
+
+// Args is the command line of a check; nil where none is to be run.
+func (h *Healthcheck) Args() []string {
+	if len(h.Test) < 2 {
+		return nil
+	}
+	switch h.Test[0] {
+	case "CMD":
+		return h.Test[1:]
+	case "CMD-SHELL":
+		return []string{"/bin/sh", "-c", h.Test[1]}
+	default: // NONE, and what Docker does not know either
+		return nil
+	}
 }
 
 // HostConfig is what Berth acts on of the Docker Engine host config that the

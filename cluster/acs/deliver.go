@@ -151,6 +151,9 @@ func (ss *session) sendPayload(ctx context.Context, tasks []acs.Task, orders []o
 		MessageID: newMessageID(), ClusterARN: ss.clusterARN, ContainerInstanceARN: ss.instance,
 		SeqNum: ss.server.seq.next(now), GeneratedAt: now.UnixMilli(), Tasks: tasks,
 	}
+	if alter := ss.server.Faults.Alter; alter != nil {
+		alter(m)
+	}
 	frame, err := acs.Encode(m)
 	if half := len(tasks) / 2; half > 0 && (err != nil || len(frame) > maxPayload) {
 		if err := ss.sendPayload(ctx, tasks[:half], orders[:half]); err != nil {

@@ -15,6 +15,9 @@ type Faults struct {
 	Duplicate func(m acs.Message) int
 	// Reorder holds a message back until after the next one.
 	Reorder func(m acs.Message) bool
+	// Alter changes a payload before it is sent, for example to shorten times that the API
+	// does not let be so short.
+	Alter func(m *acs.PayloadMessage)
 	// Drop loses a message on its way.
 	Drop func(m acs.Message) bool
 	// DropAfter cuts the connection of an instance once so many bytes were sent on it; 0

@@ -61,7 +61,10 @@ func (t *target) container(c *types.ContainerDefinition) (acs.Container, error) 
 	}
 	if r := c.RestartPolicy; r != nil {
 		out.RestartPolicy = &acs.RestartPolicy{
-			Enabled: aws.ToBool(r.Enabled), RestartAttemptPeriod: int64(aws.ToInt32(r.RestartAttemptPeriod)),
+			Enabled: aws.ToBool(r.Enabled), RestartAttemptPeriod: restartPeriod,
+		}
+		if p := aws.ToInt32(r.RestartAttemptPeriod); p > 0 {
+			out.RestartPolicy.RestartAttemptPeriod = int64(p)
 		}
 		for _, code := range r.IgnoredExitCodes {
 			out.RestartPolicy.IgnoredExitCodes = append(out.RestartPolicy.IgnoredExitCodes, int64(code))
@@ -78,6 +81,10 @@ func (t *target) container(c *types.ContainerDefinition) (acs.Container, error) 
 	out.DockerConfig = &acs.DockerConfig{Version: dockerVersion, Config: config, HostConfig: host}
 	return out, nil
 }
+
+// restartPeriod is the restartAttemptPeriod of a policy that names none, in seconds (ECS
+// API, ContainerRestartPolicy).
+const restartPeriod = 300
 
 func (t *target) containerARN(name string) string {
 	for i := range t.task.Containers {

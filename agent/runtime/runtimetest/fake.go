@@ -20,8 +20,9 @@ import (
 //
 // Commands are those of the probe program: "exit N" ends with code N when started,
 // "sleep" runs until a stop signal and ends with code 0, "ignore-term" runs until it is
-// killed; anything else is a command that does not exist. A command may begin with a
-// program path.
+// killed, "print N" prints N lines and ends; anything else is a command that does not
+// exist. A command may begin with a program path. Of a shell, "sh -c", it understands the
+// scripts that parseScript describes.
 type Behavior struct {
 	EnsureError error         // returned by every Ensure
 	StartError  error         // returned by every Start
@@ -54,11 +55,13 @@ type observer struct {
 
 type container struct {
 	arn, taskID, name string
-	verb              string
-	code              int
+	prog              program
+	halt              chan struct{} // closed when the process is to go no further
 	state             task.ProcessState
 	exit              *task.Exit
 	timer             *time.Timer
+	incarnation       int
+	files             map[string]bool // that scripts have made in the container
 }
 
 var (
@@ -155,7 +158,7 @@ func pause(ctx context.Context, d time.Duration) error {
 }
 
 // Ensure makes the container.
-func (f *Fake) Ensure(ctx context.Context, t *task.Task, name string, _ engine.Deps) (task.Result, error) {
+func (f *Fake) Ensure(ctx context.Context, t *task.Task, name string, d engine.Deps) (task.Result, error) {
 	_, b := f.called(task.VerbEnsure, t, name)
 	if b.Hang {
 		<-ctx.Done()
@@ -167,40 +170,34 @@ func (f *Fake) Ensure(ctx context.Context, t *task.Task, name string, _ engine.D
 	if b.EnsureError != nil {
 		return task.Result{}, b.EnsureError
 	}
-	verb, code, err := parse(t.Container(name))
+	prog, err := programOf(t.Container(name))
 	if err != nil {
 		return task.Result{}, err
+	}
+	incarnation := 0
+	if d.Get != nil {
+		self, _ := d.Get(task.ResourceID{Kind: task.KindContainer, Name: name})
+		incarnation = self.Incarnation
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	key := t.ARN + "/" + name
-	if f.containers[key] == nil {
-		f.containers[key] = &container{arn: t.ARN, taskID: t.ID(), name: name, verb: verb, code: code, state: task.ProcessCreated}
+	old := f.containers[key]
+	if old == nil || old.incarnation < incarnation {
+		c := &container{
+			arn: t.ARN, taskID: t.ID(), name: name, prog: prog, state: task.ProcessCreated,
+			incarnation: incarnation, files: map[string]bool{}, halt: make(chan struct{}),
+		}
+		if old != nil {
+			if old.state == task.ProcessRunning {
+				return task.Result{}, task.Failf(task.Unavailable, task.CannotCreateContainer, "the process before runs still")
+			}
+			c.files = old.files
+		}
+		f.containers[key] = c
 	}
 	h, err := json.Marshal(map[string]string{"id": key})
-	return task.Result{Handle: h, RuntimeID: key}, err
-}
-
-func parse(c *task.Container) (verb string, code int, err error) {
-	if c == nil {
-		return "", 0, task.Failf(task.Invalid, task.CannotCreateContainer, "no such container")
-	}
-	args := c.Command
-	if len(args) > 0 && len(args[0]) > 0 && args[0][0] == '/' {
-		args = args[1:]
-	}
-	if len(args) > 0 {
-		switch args[0] {
-		case "exit":
-			if len(args) > 1 {
-				code, err = strconv.Atoi(args[1])
-			}
-			return args[0], code, err
-		case "sleep", "ignore-term":
-			return args[0], 0, nil
-		}
-	}
-	return "", 0, task.Failf(task.Unclassified, task.CannotStartContainer, "exec: %q: executable file not found", c.Command)
+	return task.Result{Handle: h, RuntimeID: key + "#" + strconv.Itoa(incarnation)}, err
 }
 
 // Start starts it.
@@ -220,10 +217,13 @@ func (f *Fake) Start(ctx context.Context, t *task.Task, name string, _ task.Hand
 		return task.Failf(task.NotFound, task.CannotStartContainer, "no such process")
 	case c.state == task.ProcessCreated:
 		c.state = task.ProcessRunning
-		if c.verb == "exit" && b.RunFor > 0 {
-			c.timer = time.AfterFunc(b.RunFor, func() { f.endIfRunning(c, c.code) })
-		} else if c.verb == "exit" {
-			tell = f.end(c, c.code)
+		switch code, at := c.prog.ends(); {
+		case !at:
+			go f.interpret(c)
+		case b.RunFor > 0:
+			c.timer = time.AfterFunc(b.RunFor, func() { f.endIfRunning(c, code) })
+		default:
+			tell = f.end(c, code)
 		}
 	}
 	f.mu.Unlock()
@@ -238,6 +238,7 @@ func (f *Fake) end(c *container, code int) func() {
 		b = f.Script[""]
 	}
 	c.state = task.ProcessExited
+	close(c.halt)
 	c.exit = &task.Exit{Code: code, At: time.Now(), OOMKilled: b.OOMKilled && code != 0}
 	if code > 128 {
 		c.exit.Signal = code - 128
@@ -249,7 +250,7 @@ func (f *Fake) end(c *container, code int) func() {
 	obs := slices.Collect(maps.Values(f.observers))
 	return func() {
 		for _, o := range obs {
-			o.seen(c.taskID, c.name, task.Observed{Exists: true, Process: task.ProcessExited, Exit: &exit})
+			o.seen(c.taskID, c.name, task.Observed{Exists: true, Process: task.ProcessExited, Exit: &exit, Incarnation: c.incarnation})
 		}
 	}
 }
@@ -270,12 +271,13 @@ func (f *Fake) Stop(_ context.Context, t *task.Task, name string, _ task.Handle)
 	if b.StopError != nil {
 		return b.StopError
 	}
-	if c != nil && c.verb != "ignore-term" {
-		code := 0
-		if c.verb == "exit" {
-			code = 143
+	if c != nil {
+		f.mu.Lock()
+		code, ends := c.prog.term()
+		f.mu.Unlock()
+		if ends {
+			f.endIfRunning(c, code)
 		}
-		f.endIfRunning(c, code)
 	}
 	return nil
 }
@@ -329,7 +331,7 @@ func (f *Fake) Probe(_ context.Context, t *task.Task, name string, _ task.Handle
 	if c == nil {
 		return task.Observed{}, nil
 	}
-	return task.Observed{Exists: true, Process: c.state, Exit: c.exit}, nil
+	return task.Observed{Exists: true, Process: c.state, Exit: c.exit, Incarnation: c.incarnation}, nil
 }
 
 // Observe tells of ends until ctx ends.

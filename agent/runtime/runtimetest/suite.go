@@ -16,6 +16,7 @@ import (
 // Runtime is what the suite tests.
 type Runtime interface {
 	engine.Process
+	engine.Checker
 	engine.Observer
 	engine.Sweeper
 }
@@ -25,6 +26,9 @@ type Harness struct {
 	Runtime Runtime
 	// Image is an image whose program understands the commands of Behavior.
 	Image string
+	// Program is the image's program, which runs the commands of Behavior in a container
+	// that is there already; "" where the commands alone do.
+	Program string
 	// Deps are the records that the containers of t build on.
 	Deps func(t *testing.T, of *task.Task) engine.Deps
 	// Ready waits until the program of a started container handles signals; nil where
@@ -49,6 +53,9 @@ func Suite(t *testing.T, open func(t *testing.T) Harness) {
 		{"a command that does not exist", testBadCommand},
 		{"containers of one task are independent", testGroup},
 		{"owned and sweep", testSweep},
+		{"health checks", testChecks},
+		{"a container is started again", testIncarnations},
+		{"the leader is started again while others run", testIncarnationOfLeader},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			tc.run(t, &session{t: t, h: h, watch: watch})
@@ -62,7 +69,7 @@ const wait = 20 * time.Second
 // watcher collects observed exits.
 type watcher struct {
 	mu    sync.Mutex
-	exits map[string][]task.Exit
+	exits map[string][]task.Exit // by task, container and incarnation
 	wake  chan struct{}
 }
 
@@ -79,7 +86,8 @@ func newWatcher(t *testing.T, o engine.Observer) *watcher {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			if ob.Process == task.ProcessExited {
-				w.exits[taskID+"/"+name] = append(w.exits[taskID+"/"+name], *ob.Exit)
+				key := fmt.Sprintf("%s/%s#%d", taskID, name, ob.Incarnation)
+				w.exits[key] = append(w.exits[key], *ob.Exit)
 			}
 			select {
 			case w.wake <- struct{}{}:
@@ -98,6 +106,12 @@ func newWatcher(t *testing.T, o engine.Observer) *watcher {
 
 func (w *watcher) exit(t *testing.T, taskID, name string) task.Exit {
 	t.Helper()
+	return w.exitOf(t, taskID, name, 0)
+}
+
+func (w *watcher) exitOf(t *testing.T, taskID, name string, incarnation int) task.Exit {
+	t.Helper()
+	name = fmt.Sprintf("%s#%d", name, incarnation)
 	deadline := time.After(wait)
 	for {
 		w.mu.Lock()
@@ -148,7 +162,24 @@ func (s *session) task(commands ...string) *task.Task {
 
 func (s *session) ensure(t *task.Task, name string) task.Result {
 	s.t.Helper()
-	r, err := s.h.Runtime.Ensure(s.t.Context(), t, name, s.h.Deps(s.t, t))
+	return s.ensureAs(t, name, 0)
+}
+
+// ensureAs makes an incarnation of a container.
+func (s *session) ensureAs(t *task.Task, name string, incarnation int) task.Result {
+	s.t.Helper()
+	deps := s.h.Deps(s.t, t)
+	get := deps.Get
+	deps.Get = func(id task.ResourceID) (task.Record, bool) {
+		if id == (task.ResourceID{Kind: task.KindContainer, Name: name}) {
+			return task.Record{Incarnation: incarnation}, true
+		}
+		if get == nil {
+			return task.Record{}, false
+		}
+		return get(id)
+	}
+	r, err := s.h.Runtime.Ensure(s.t.Context(), t, name, deps)
 	if err != nil {
 		s.t.Fatalf("Ensure %s: %v", name, err)
 	}
