@@ -221,6 +221,9 @@ func (s *System) debug(path string, into any) error {
 	return json.NewDecoder(resp.Body).Decode(into)
 }
 
+// Ask decodes an answer of the agent's debug socket.
+func (s *System) Ask(path string, into any) error { return s.debug(path, into) }
+
 // Events returns the agent's event log of a task, as text, for the report of a failure.
 func (s *System) Events(taskARN string) string {
 	var events []json.RawMessage

@@ -1,34 +1,44 @@
 package tasks
 
 import (
+	"encoding/json"
 	"strings"
 	"testing"
 	"time"
 
-	"berth.dev/berth/cluster/acs"
+	cacs "berth.dev/berth/cluster/acs"
 	"berth.dev/berth/integ/system"
 	"berth.dev/berth/integ/testimage"
+	wire "berth.dev/berth/wire/acs"
 )
 
 // topic is a list of rows that belong together.
 type topic struct {
 	name string
 	rows []scenario
+	// fake topics are about the life of tasks, and are played on the fake runtime as well.
+	// Their scripts are made of what that understands (runtimetest), and their functions
+	// ask nothing but the API and lab.viewOf.
+	fake bool
 }
 
 // topics is the whole table.
 func topics() []topic {
 	return []topic{
-		{"processes", processes()},
-		{"ends", ends()},
-		{"failures", failures()},
-		{"limits", limits()},
-		{"networks", networks()},
-		{"images", images()},
-		{"registries", registries()},
-		{"secrets", secrets()},
-		{"logs", logs()},
-		{"volumes", volumeRows()},
+		{name: "processes", rows: processes()},
+		{name: "ends", rows: ends()},
+		{name: "dependencies", rows: dependencies(), fake: true},
+		{name: "lifetimes", rows: lifetimes(), fake: true},
+		{name: "restarts", rows: restarts(), fake: true},
+		{name: "health", rows: healthChecks(), fake: true},
+		{name: "failures", rows: failures()},
+		{name: "limits", rows: limits()},
+		{name: "networks", rows: networks()},
+		{name: "images", rows: images()},
+		{name: "registries", rows: registries()},
+		{name: "secrets", rows: secrets()},
+		{name: "logs", rows: logs()},
+		{name: "volumes", rows: volumeRows()},
 	}
 }
 
@@ -44,6 +54,40 @@ func agentSettings() []string {
 	}
 }
 
+// hurry makes times shorter on their way to the agent than the API lets them be: a
+// minute's restartAttemptPeriod is a second, and a health check's interval and start
+// period are a tenth.
+func hurry(m *wire.PayloadMessage) {
+	for i := range m.Tasks {
+		for j := range m.Tasks[i].Containers {
+			c := &m.Tasks[i].Containers[j]
+			if c.RestartPolicy != nil {
+				c.RestartPolicy.RestartAttemptPeriod /= 60
+			}
+			if c.DockerConfig == nil {
+				continue
+			}
+			var config map[string]any
+			if err := json.Unmarshal([]byte(c.DockerConfig.Config), &config); err != nil {
+				continue // the agent says what is wrong with it
+			}
+			check, ok := config["Healthcheck"].(map[string]any)
+			if !ok {
+				continue
+			}
+			for _, name := range []string{"Interval", "StartPeriod"} {
+				if d, ok := check[name].(float64); ok {
+					check[name] = int64(d) / 10
+				}
+			}
+			check["StartInterval"] = int64(300 * time.Millisecond)
+			if b, err := json.Marshal(config); err == nil {
+				c.DockerConfig.Config = string(b)
+			}
+		}
+	}
+}
+
 func TestTasks(t *testing.T) {
 	bin := system.Programs(t, system.Containerd2) // they serve the other kind as well
 	for _, kind := range []string{system.Containerd1, system.Containerd2} {
@@ -53,7 +97,7 @@ func TestTasks(t *testing.T) {
 			l := &lab{registry: r, services: startServices(t)}
 			l.System = system.Start(t, system.Options{
 				Containerd: kind, Programs: bin, AgentEnv: append(agentSettings(), l.settings(t)...),
-				ACS: func(c *acs.Config) { c.Credentials = executionRole },
+				ACS: func(c *cacs.Config) { c.Credentials, c.Faults = executionRole, &cacs.Faults{Alter: hurry} },
 			})
 			t.Run("all", func(t *testing.T) { l.playAll(t, topics()) })
 			if !t.Failed() {

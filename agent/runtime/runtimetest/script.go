@@ -64,6 +64,8 @@ func parseCommand(args []string) (program, error) {
 	}
 	if len(args) > 1 && strings.HasPrefix(args[0], "/") {
 		args = args[1:]
+	} else if len(args) == 1 {
+		args = []string{strings.TrimPrefix(args[0], "/bin/")}
 	}
 	verb, arg := "", ""
 	if len(args) > 0 {
