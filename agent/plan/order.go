@@ -198,19 +198,26 @@ func (d *decision) dependencies() {
 	if d.k.Desired == task.StatusStopped {
 		return
 	}
-	for i := range d.t.Containers {
-		c := &d.t.Containers[i]
-		r := d.rec(Container(c.Name))
-		if r.Phase != task.Absent || r.Verb != task.VerbNone || r.Unconfirmed || d.rec(Network(d.t, c.Name)).Phase == task.Failed {
-			continue
-		}
-		for _, dep := range conditions(c) {
-			if why := d.failedDependency(dep); why != "" {
-				d.failDependent(c, dep, why)
-				break
-			}
+	for again := true; again; { // a failure may go on along a chain of dependencies
+		again = false
+		for i := range d.t.Containers {
+			again = d.failDepending(&d.t.Containers[i]) || again
 		}
 	}
+}
+
+func (d *decision) failDepending(c *task.Container) bool {
+	r := d.rec(Container(c.Name))
+	if r.Phase != task.Absent || r.Verb != task.VerbNone || r.Unconfirmed || d.rec(Network(d.t, c.Name)).Phase == task.Failed {
+		return false
+	}
+	for _, dep := range conditions(c) {
+		if why := d.failedDependency(dep); why != "" {
+			d.failDependent(c, dep, why)
+			return true
+		}
+	}
+	return false
 }
 
 func (d *decision) failedDependency(dep task.Dependency) string {

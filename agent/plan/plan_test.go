@@ -362,6 +362,7 @@ func randomTask(r *rand.Rand) (*task.Task, simSpec) {
 		}
 		tk.Containers = append(tk.Containers, c)
 	}
+	r.Shuffle(len(tk.Containers), func(i, j int) { tk.Containers[i], tk.Containers[j] = tk.Containers[j], tk.Containers[i] })
 	return tk, spec
 }
 

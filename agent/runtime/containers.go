@@ -484,6 +484,10 @@ func (c *Client) erase(ctx context.Context, taskID string, containers int, h han
 	if err := failpoint.Point(failpoint.DeleteAfterContainer); err != nil {
 		return err
 	}
+	// A health check that an agent was killed in has left its pipe.
+	if err := os.Remove(c.checkPath(h.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return classify(err, "")
+	}
 	if err := unmountRootfs(c.rootfsDir(h.ID)); err != nil {
 		return classify(err, "")
 	}

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -53,7 +54,7 @@ func (s *Containers) Check(ctx context.Context, t *task.Task, name string, raw t
 	if err != nil {
 		return task.Check{}, classify(err, "")
 	}
-	out, err := openOutput(filepath.Join(s.c.cfg.StateDir, "health"), h.ID)
+	out, err := openOutput(s.c.checkPath(h.ID))
 	if err != nil {
 		return task.Check{}, classify(fmt.Errorf("output of the health check of container %s: %w", h.ID, err), "")
 	}
@@ -223,12 +224,12 @@ type output struct {
 	head   []byte
 }
 
-func openOutput(dir, id string) (*output, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, err
-	}
-	o := &output{path: filepath.Join(dir, id), done: make(chan struct{})}
-	if err := os.Remove(o.path); err != nil && !os.IsNotExist(err) { // of an agent that was killed
+// checkPath is the named pipe for the output of a container's health check.
+func (c *Client) checkPath(id string) string { return filepath.Join(c.cfg.StateDir, "health-"+id) }
+
+func openOutput(path string) (*output, error) {
+	o := &output{path: path, done: make(chan struct{})}
+	if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) { // of an agent that was killed
 		return nil, err
 	}
 	if err := syscall.Mkfifo(o.path, 0o600); err != nil {

@@ -2,7 +2,9 @@ package runtime
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"slices"
 	"strconv"
@@ -81,10 +83,9 @@ func (c *Client) replace(ctx context.Context, t *task.Task, p *planned) error {
 		_, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: old.ID})
 		switch {
 		case isNotFound(err):
-			if err := c.containers.Delete(ctx, old.ID); err != nil && !isNotFound(err) {
+			if err := c.forgetEarlier(ctx, old.ID); err != nil {
 				return err
 			}
-			c.untrack(old.ID)
 		case err != nil:
 			return err
 		default:
@@ -105,7 +106,7 @@ func (c *Client) giveUpRootfs(id string) error {
 		return fmt.Errorf("mounts of container %s: %w", id, err)
 	}
 	for _, m := range mounts {
-		if err := unmountRootfs(m.Mountpoint); err != nil && !os.IsNotExist(err) {
+		if err := unmountRootfs(m.Mountpoint); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("root file system of container %s: %w", id, err)
 		}
 	}
@@ -132,11 +133,22 @@ func (c *Client) eraseEarlier(ctx context.Context, t *task.Task, name string, h 
 		if err := c.leave(ctx, t.ID(), len(t.Containers), old, true); err != nil {
 			return err
 		}
-		if err := c.containers.Delete(ctx, old.ID); err != nil && !isNotFound(err) {
+		if err := c.forgetEarlier(ctx, old.ID); err != nil {
 			return err
 		}
-		c.untrack(old.ID)
 	}
+	return nil
+}
+
+// forgetEarlier deletes the record of an incarnation without a process.
+func (c *Client) forgetEarlier(ctx context.Context, id string) error {
+	if err := c.containers.Delete(ctx, id); err != nil && !isNotFound(err) {
+		return err
+	}
+	if err := os.Remove(c.checkPath(id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	c.untrack(id)
 	return nil
 }
 

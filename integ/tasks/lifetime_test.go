@@ -27,7 +27,7 @@ func lifetimes() []scenario {
 		},
 		{
 			name: "optional that cannot start", want: exited(end{"main", 0, ""}, end{"side", noExit, absentReason}),
-			define: task(nil, runs("main", "sleep 0.5; exit 0"), runs("side", "", optional, absent)),
+			define: task(nil, runs("main", "sleep 2; exit 0"), runs("side", "", optional, absent)),
 		},
 		{
 			name: "first of two essentials", want: exited(end{"main", 1, ""}, end{"other", 2, ""}),
