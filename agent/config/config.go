@@ -215,6 +215,9 @@ type Berth struct {
 	Snapshotter      string
 	OCIRuntime       string
 	RegistryHosts    string // directory
+	ImageDiskPercent int64
+	VerifierDir      string
+	VerifierTimeout  time.Duration
 	InitPath         string
 	VolumeDir        string
 	VolumePath       string // of berth-volume

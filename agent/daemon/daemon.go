@@ -221,6 +221,7 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	} else if err := a.find(ctx); err != nil {
 		return err
 	}
+	g.Go(func() error { a.host.images.Clean(ctx, a.host.client, a.host.clean(e.Views)); return nil })
 	a.ready.Store(true)
 	a.log.Info("ready", "tasks", len(e.Views()), "containerd", a.host.client.Version(), "dur", time.Since(a.started))
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {

@@ -102,11 +102,17 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 	if err != nil {
 		return nil, config.Terminal(errors.Join(err, h.close()))
 	}
+	var verifier *image.Verifier
+	if c.Berth.VerifierDir != "" {
+		if verifier, err = image.NewVerifier(c.Berth.VerifierDir, c.Berth.VerifierTimeout); err != nil {
+			return nil, config.Terminal(errors.Join(err, h.close()))
+		}
+	}
 	h.images, err = image.New(image.Config{
 		Runtime: h.client, Policy: image.Policy(c.Images.PullBehavior),
 		Auth:            image.NewLogins(r, auth).Auth,
 		ManifestTimeout: c.Images.ManifestTimeout, PullTimeout: c.Images.PullTimeout,
-		Inactivity: c.Images.InactivityTimeout, Log: log,
+		Inactivity: c.Images.InactivityTimeout, Verifier: verifier, Log: log,
 	})
 	if err != nil {
 		return nil, config.Terminal(errors.Join(err, h.close()))
@@ -123,6 +129,28 @@ func (h *hostSide) prepare(ctx context.Context) error {
 		return fmt.Errorf("directory of secret files: %w", err)
 	}
 	return h.network.EnsureHost(ctx)
+}
+
+// clean is how images are cleaned up.
+func (h *hostSide) clean(views func() []engine.View) image.CleanConfig {
+	c := image.CleanConfig{
+		Interval: h.c.Images.CleanupInterval, MinimumAge: h.c.Images.MinimumAge, PerCycle: int(h.c.Images.DeletePerCycle),
+		Foreign: h.c.Images.CleanForeign, ForeignMinimumAge: h.c.Images.ForeignMinimumAge, Keep: h.c.Images.Keep,
+		DiskPercent: int(h.c.Berth.ImageDiskPercent),
+		InUse: func() []string {
+			var names []string
+			for _, v := range views() {
+				for i := range v.Task.Containers {
+					names = append(names, v.Task.Containers[i].Image)
+				}
+			}
+			return names
+		},
+	}
+	if h.c.Images.CleanupDisabled {
+		c.Interval = 0
+	}
+	return c
 }
 
 func (h *hostSide) resources() []engine.Resource {

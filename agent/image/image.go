@@ -22,6 +22,7 @@ type Runtime interface {
 	LocalImage(ctx context.Context, ref string) (runtime.Image, error)
 	Resolve(ctx context.Context, ref string, auth runtime.Auth, connect time.Duration) (runtime.Remote, error)
 	Pull(ctx context.Context, r runtime.Remote, progress func(runtime.Progress)) (runtime.Image, error)
+	TouchImage(ctx context.Context, name string, now time.Time) error
 }
 
 // Policy says when an image is pulled (agent protocol, "Pull behaviour").
@@ -58,6 +59,8 @@ type Config struct {
 	// Auth gives the registry credentials for a container; nil means none.
 	Auth func(ctx context.Context, t *task.Task, c *task.Container) (runtime.Auth, error)
 
+	Verifier *Verifier // asked before an image is used; nil means that every image may be
+
 	ManifestTimeout time.Duration // all attempts at a manifest; 0 means 1 min
 	PullTimeout     time.Duration // one pull; 0 means 2 h
 	Inactivity      time.Duration // a pull without progress; 0 means 1 min
@@ -73,6 +76,9 @@ type Images struct {
 	mu          sync.Mutex
 	flights     map[string]*flight
 	unreachable map[string]time.Time // by registry host
+
+	using sync.Mutex     // held while an image is removed
+	busy  map[string]int // names that are being looked for or pulled
 }
 
 var _ engine.Resource = (*Images)(nil)
@@ -100,7 +106,7 @@ func New(cfg Config) (*Images, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
 	}
-	return &Images{cfg: cfg, log: cfg.Log, flights: map[string]*flight{}, unreachable: map[string]time.Time{}}, nil
+	return &Images{cfg: cfg, log: cfg.Log, flights: map[string]*flight{}, unreachable: map[string]time.Time{}, busy: map[string]int{}}, nil
 }
 
 // Kind is task.KindImage.
@@ -116,6 +122,7 @@ func (s *Images) Ensure(ctx context.Context, t *task.Task, name string, _ engine
 	if err != nil {
 		return task.Result{}, task.Fail(task.Invalid, task.CannotPullContainer, err)
 	}
+	defer s.use(ref)()
 	local, err := s.cfg.Runtime.LocalImage(ctx, c.Image)
 	if err != nil && task.ClassOf(err) != task.NotFound {
 		return task.Result{}, task.Fail(task.ClassOf(err), task.CannotPullContainer, err)
@@ -123,19 +130,19 @@ func (s *Images) Ensure(ctx context.Context, t *task.Task, name string, _ engine
 	have := err == nil
 	if have && !s.mustPull(local, ref) {
 		now := time.Now()
-		return result(local, now, now)
+		return s.result(ctx, local, now, now)
 	}
 	start := time.Now()
 	img, code, err := s.fetch(ctx, t, c, ref, local, have)
 	if err == nil {
-		return result(img, start, time.Now())
+		return s.result(ctx, img, start, time.Now())
 	}
 	if ctx.Err() != nil {
 		return task.Result{}, task.Fail(task.Canceled, task.CannotPullContainer, err)
 	}
 	if have && (s.cfg.Policy == Default || s.cfg.Policy == PreferCached) {
 		s.log.Info("the image on this host is used because it could not be pulled", "task", t.ID(), "container", name, "err", err)
-		return result(local, start, time.Now())
+		return s.result(ctx, local, start, time.Now())
 	}
 	return task.Result{}, final(err, code)
 }
@@ -158,8 +165,19 @@ func (s *Images) Probe(ctx context.Context, t *task.Task, name string, _ task.Ha
 }
 
 // result says when the image was fetched. For one that did not have to be, both times are
-// the same: the task still shows when its images were there.
-func result(i runtime.Image, start, stop time.Time) (task.Result, error) {
+// the same: the task still shows when its images were there. An image that was loaded by
+// the operator is not asked about.
+func (s *Images) result(ctx context.Context, i runtime.Image, start, stop time.Time) (task.Result, error) {
+	if !i.Imported {
+		if err := s.verify(ctx, i.Name, i.Digest, i.MediaType, i.Size); err != nil {
+			return task.Result{}, err
+		}
+	}
+	if now := time.Now(); now.Sub(i.Used) >= touchEach {
+		if err := s.cfg.Runtime.TouchImage(ctx, i.Name, now); err != nil && ctx.Err() == nil {
+			s.log.Warn("the use of an image could not be remembered", "image", i.Name, "err", err)
+		}
+	}
 	h, err := i.Handle()
 	return task.Result{Handle: h, Digest: i.Digest, PullStarted: start, PullStopped: stop}, err
 }
@@ -195,6 +213,10 @@ func (s *Images) fetch(ctx context.Context, t *task.Task, c *task.Container, ref
 	}
 	if err != nil {
 		return runtime.Image{}, task.CannotPullImageManifest, err
+	}
+	// Before anything of it is downloaded or unpacked.
+	if err := s.verify(ctx, r.Name, r.Digest, r.MediaType, r.Size); err != nil {
+		return runtime.Image{}, task.CannotPullContainer, err
 	}
 	if have && local.Digest == r.Digest && (s.cfg.Policy != Once || local.Pulled) {
 		return local, "", nil

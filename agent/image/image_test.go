@@ -49,6 +49,8 @@ func (f *fakeRuntime) Pull(ctx context.Context, r runtime.Remote, progress func(
 	return f.pull(ctx, f.pulls.Add(1), progress)
 }
 
+func (f *fakeRuntime) TouchImage(context.Context, string, time.Time) error { return nil }
+
 func have(i runtime.Image) func(string) (runtime.Image, error) {
 	return func(ref string) (runtime.Image, error) { i.Name = ref; return i, nil }
 }

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 
@@ -110,7 +111,8 @@ type Client struct {
 
 	mu       sync.Mutex
 	version  string
-	sandbox  bool // containerd has a store for sandbox records
+	root     string // directory of the snapshotter; "" when it does not say
+	sandbox  bool   // containerd has a store for sandbox records
 	instance string
 	images   map[string]Image    // by digest; only unpacked ones
 	users    map[userKey]person  // by image and user
@@ -178,17 +180,25 @@ func (c *Client) probe(ctx context.Context) error {
 		return unavailable(fmt.Errorf("containerd at %s: listing its plugins: %w", c.cfg.Address, err))
 	}
 	var store, snapshotter bool
+	var root string
+	var all []string
 	for _, p := range r.Plugins {
 		ok := p.InitErr == nil
 		store = store || ok && p.Type == "io.containerd.grpc.v1" && p.ID == "sandboxes"
-		snapshotter = snapshotter || ok && p.Type == "io.containerd.snapshotter.v1" && p.ID == c.cfg.Snapshotter
+		if ok && p.Type == "io.containerd.snapshotter.v1" {
+			all = append(all, p.ID)
+			if p.ID == c.cfg.Snapshotter {
+				snapshotter, root = true, p.Exports["root"]
+			}
+		}
 	}
 	if !snapshotter {
-		return fmt.Errorf("containerd at %s has no working snapshotter %q", c.cfg.Address, c.cfg.Snapshotter)
+		return fmt.Errorf("containerd at %s has no working snapshotter %q (BERTH_SNAPSHOTTER); it has %s: choose one of them, or add a proxy plugin of that name to its configuration and start it again",
+			c.cfg.Address, c.cfg.Snapshotter, strings.Join(all, ", "))
 	}
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	c.version, c.sandbox = v.Version, store
+	c.version, c.sandbox, c.root = v.Version, store, root
 	return nil
 }
 

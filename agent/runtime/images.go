@@ -34,6 +34,8 @@ type Image struct {
 	Imported bool `json:"imported,omitempty"`
 	// Pulled is set for images that the agent has pulled under this name.
 	Pulled bool `json:"pulled,omitempty"`
+	// Used is when a task used it last, as far as that was remembered.
+	Used time.Time `json:"-"`
 
 	chain  string     // key of the topmost layer's snapshot
 	config spec.Image // what containers take from its configuration
@@ -82,6 +84,7 @@ func (c *Client) LocalImage(ctx context.Context, ref string) (Image, error) {
 		}
 		_, out.Imported = img.Labels[LabelImported]
 		_, out.Pulled = img.Labels[LabelPulled]
+		out.Used, _ = time.Parse(time.RFC3339, img.Labels[LabelUsed]) //nolint:errcheck // no time is never
 		return out, classify(err, "")
 	}
 	return Image{}, fail(task.NotFound, "", fmt.Errorf("no such image: %s", name))

@@ -20,6 +20,7 @@ import (
 	"github.com/containerd/containerd/v2/core/remotes/docker"
 	dockerconfig "github.com/containerd/containerd/v2/core/remotes/docker/config"
 	remoteserrors "github.com/containerd/containerd/v2/core/remotes/errors"
+	"github.com/containerd/containerd/v2/pkg/snapshotters"
 	"github.com/containerd/errdefs"
 	"github.com/containerd/platforms"
 	"github.com/opencontainers/go-digest"
@@ -83,12 +84,18 @@ func (c *Client) Pull(ctx context.Context, r Remote, progress func(Progress)) (I
 		return Image{}, classify(err, "")
 	}
 	defer release()
-	_, err = c.cd.Pull(nctx, r.Name,
+	options := []containerd.RemoteOpt{
 		containerd.WithResolver(&pinned{Resolver: r.resolver, d: d, progress: progress}),
 		containerd.WithPullUnpack,
 		containerd.WithPullSnapshotter(c.cfg.Snapshotter),
 		containerd.WithMaxConcurrentDownloads(parallelLayers),
-		containerd.WithPullLabel(LabelPulled, time.Now().UTC().Format(time.RFC3339)))
+		containerd.WithPullLabel(LabelPulled, time.Now().UTC().Format(time.RFC3339)),
+	}
+	if c.cfg.Snapshotter != DefaultSnapshotter {
+		// A snapshotter that fetches layers lazily learns from these labels where they are.
+		options = append(options, containerd.WithImageHandlerWrapper(snapshotters.AppendInfoHandlerWrapper(r.Name)))
+	}
+	_, err = c.cd.Pull(nctx, r.Name, options...)
 	if err != nil {
 		return Image{}, registryError(r.Name, err)
 	}
