@@ -504,6 +504,17 @@ func TestDeregisteredInstanceWaitsAnHour(t *testing.T) {
 	}
 }
 
+// A cluster that is restarted every few seconds is found again each time at once.
+func TestRestartedServerIsFoundAtOnce(t *testing.T) {
+	starts, _ := inBubble(t, 7*time.Second, nil, func(_ int, w http.ResponseWriter, r *http.Request) {
+		accept(t, func(_ context.Context, c *websocket.Conn, _ *http.Request) {
+			<-time.After(2 * time.Second)
+			_ = c.CloseNow()
+		})(w, r)
+	})
+	expectStarts(t, starts, 0, 2*time.Second, 4*time.Second, 6*time.Second)
+}
+
 func TestDelaysStartAnewAfterAGoodSession(t *testing.T) {
 	starts, _ := inBubble(t, 10*time.Minute, nil, func(n int, w http.ResponseWriter, r *http.Request) {
 		if n == 4 {

@@ -58,7 +58,7 @@ type ending struct {
 // Run keeps a session open until ctx ends, and returns then.
 func (cl *Client) Run(ctx context.Context) error {
 	var delay backoff
-	short := 0 // clean ends in a row of sessions that did not last
+	short := 0 // clean ends in a row of sessions that were ended straight away
 	for {
 		lasted, end := cl.once(ctx)
 		if ctx.Err() != nil {
@@ -74,8 +74,11 @@ func (cl *Client) Run(ctx context.Context) error {
 			cl.c.Log.Error("the cluster has deregistered this container instance", "err", end.err, "wait", cl.c.Timing.InactiveWait)
 			wait = cl.c.Timing.InactiveWait
 		case end.clean:
-			// At once, as the protocol has it, but only once: a server that ends every
-			// session straight away must not be asked hundreds of times a second.
+			// At once, as the protocol has it, but only once for sessions that were ended
+			// straight away: such a server must not be asked hundreds of times a second.
+			if lasted >= worthwhile {
+				short = 0
+			}
 			if short == 0 {
 				delay = backoff{}
 			} else {
@@ -114,6 +117,9 @@ func sleep(ctx context.Context, d time.Duration) bool {
 		return false
 	}
 }
+
+// worthwhile is how long a session lasts at least that was not ended straight away.
+const worthwhile = time.Second
 
 // backoff is the delay before the next try; its zero value starts anew.
 type backoff struct{ last time.Duration }

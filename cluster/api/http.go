@@ -41,12 +41,14 @@ func New(s *store.Store, v *sigv4.Verifier, c Config, log *slog.Logger) (*API, e
 }
 
 // ServeHTTP answers the AWS JSON 1.1 operations of ECS, and STS
-// GetCallerIdentity, which is a form. Both are POST requests to "/".
+// GetCallerIdentity, which is a form. Both are POST requests to "/"; the form may also be
+// the query of a URL that was signed for somebody else to use.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	id := uuid()
 	w.Header().Set("X-Amzn-Requestid", id)
-	if r.Method != http.MethodPost {
+	presigned := r.Method == http.MethodGet && sigv4.Presigned(r)
+	if r.Method != http.MethodPost && !presigned {
 		w.Header().Set("Allow", http.MethodPost)
 		a.reply(w, r, nil, &Error{Code: "UnknownOperationException", Message: "Requests are POST requests.", Status: http.StatusMethodNotAllowed})
 		return
@@ -56,7 +58,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.reply(w, r, nil, unreadable(err))
 		return
 	}
-	if isForm(r) {
+	if isForm(r) || presigned {
 		a.serveSTS(w, r, body, id)
 		return
 	}
@@ -184,7 +186,11 @@ func isForm(r *http.Request) bool {
 
 // serveSTS answers the query protocol of STS.
 func (a *API) serveSTS(w http.ResponseWriter, r *http.Request, body []byte, id string) {
-	form, err := url.ParseQuery(string(body))
+	text := string(body)
+	if r.Method == http.MethodGet {
+		text = r.URL.RawQuery
+	}
+	form, err := url.ParseQuery(text)
 	if err != nil {
 		a.replySTS(w, "", failure("MalformedInput", "The form could not be read."), id)
 		return

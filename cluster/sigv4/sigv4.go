@@ -1,4 +1,4 @@
-// Package sigv4 verifies AWS Signature Version 4 in its header form.
+// Package sigv4 verifies AWS Signature Version 4, in a header or in the query of a URL.
 package sigv4
 
 import (
@@ -58,6 +58,10 @@ type credentials struct {
 	scope
 	headers   []string
 	signature string
+
+	// Of a signature in a query: its date, and how long it is good for.
+	date8601 string
+	expires  time.Duration
 }
 
 // Scope is the region and the service that a request says it was signed for, which only
@@ -100,6 +104,9 @@ func (v *Verifier) Verify(r *http.Request, body []byte, service string) (string,
 
 func parse(r *http.Request) (credentials, error) {
 	var c credentials
+	if Presigned(r) {
+		return parsePresigned(r)
+	}
 	header := r.Header.Get("Authorization")
 	if header == "" {
 		return c, refused("MissingAuthenticationTokenException", "Missing Authentication Token")
@@ -127,29 +134,21 @@ func parse(r *http.Request) (credentials, error) {
 			return c, refused("IncompleteSignatureException", "Authorization header requires '%s' parameter.", p.name)
 		}
 	}
-	f := strings.Split(credential, "/")
-	if len(f) != 5 || f[4] != terminator {
-		return c, refused("IncompleteSignatureException", "Credential must have exactly 5 slash-delimited elements, e.g. keyid/date/region/service/%s", terminator)
-	}
-	c.scope = scope{f[0], f[1], f[2], f[3]}
-	c.headers = strings.Split(headers, ";")
-	if len(c.headers) > maxSignedHeaders {
-		return c, refused("IncompleteSignatureException", "more than %d signed headers", maxSignedHeaders)
-	}
-	// What decides the meaning of a request must be under the signature.
-	for _, must := range []string{"host", "x-amz-target"} {
-		if (must == "host" || r.Header.Get(must) != "") && !slices.Contains(c.headers, must) {
-			return c, refused("InvalidSignatureException", "'%s' must be a 'SignedHeader' in the AWS Authorization.", must)
-		}
-	}
-	return c, nil
+	return c, c.fill(r, credential, headers)
 }
 
 // checkScope checks date, region and service, and returns the date text.
 func (v *Verifier) checkScope(r *http.Request, c credentials, service string) (string, error) {
 	var at time.Time
-	text := r.Header.Get("X-Amz-Date")
-	if text != "" {
+	text, validity := r.Header.Get("X-Amz-Date"), maxSkew
+	switch {
+	case c.expires > 0:
+		t, err := time.Parse(dateForm, c.date8601)
+		if err != nil {
+			return "", refused("IncompleteSignatureException", "Date must be in ISO-8601 'basic format'. Got '%.32s'.", c.date8601)
+		}
+		at, text, validity = t, c.date8601, c.expires
+	case text != "":
 		if !slices.Contains(c.headers, "x-amz-date") {
 			return "", refused("InvalidSignatureException", "'x-amz-date' must be a 'SignedHeader' in the AWS Authorization.")
 		}
@@ -158,7 +157,7 @@ func (v *Verifier) checkScope(r *http.Request, c credentials, service string) (s
 			return "", refused("IncompleteSignatureException", "Date must be in ISO-8601 'basic format'. Got '%.32s'.", text)
 		}
 		at = t
-	} else {
+	default:
 		t, err := http.ParseTime(r.Header.Get("Date"))
 		if err != nil || !slices.Contains(c.headers, "date") {
 			return "", refused("IncompleteSignatureException", "Authorization header requires existence of either a signed 'X-Amz-Date' or a 'Date' header.")
@@ -179,8 +178,8 @@ func (v *Verifier) checkScope(r *http.Request, c credentials, service string) (s
 		now = v.Now
 	}
 	n := now().UTC()
-	if limit := n.Add(-maxSkew); at.Before(limit) {
-		return "", refused("InvalidSignatureException", "Signature expired: %s is now earlier than %s (%s - 5 min.)", text, limit.Format(dateForm), n.Format(dateForm))
+	if limit := n.Add(-validity); at.Before(limit) {
+		return "", refused("InvalidSignatureException", "Signature expired: %s is now earlier than %s (%s - %g min.)", text, limit.Format(dateForm), n.Format(dateForm), validity.Minutes())
 	}
 	if limit := n.Add(maxSkew); at.After(limit) {
 		return "", refused("InvalidSignatureException", "Signature not yet current: %s is still later than %s (%s + 5 min.)", text, limit.Format(dateForm), n.Format(dateForm))
@@ -226,7 +225,7 @@ func canonical(r *http.Request, body []byte, c credentials) string {
 	b.WriteByte('\n')
 	b.WriteString(path)
 	b.WriteByte('\n')
-	b.WriteString(canonicalQuery(r.URL.RawQuery))
+	b.WriteString(canonicalQuery(r.URL.RawQuery, c.expires > 0))
 	b.WriteByte('\n')
 	for _, h := range headers {
 		b.WriteString(h)
@@ -257,7 +256,7 @@ func headerValue(r *http.Request, name string) string {
 	return strings.Join(out, ",")
 }
 
-func canonicalQuery(raw string) string {
+func canonicalQuery(raw string, presigned bool) string {
 	if raw == "" {
 		return ""
 	}
@@ -267,6 +266,9 @@ func canonicalQuery(raw string) string {
 			continue
 		}
 		k, v, _ := strings.Cut(part, "=")
+		if presigned && k == signatureParameter {
+			continue
+		}
 		pairs = append(pairs, [2]string{escape(unescape(k), false), escape(unescape(v), false)})
 	}
 	slices.SortFunc(pairs, func(a, b [2]string) int {
