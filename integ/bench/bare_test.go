@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -12,13 +14,19 @@ import (
 	"github.com/containerd/containerd/v2/pkg/cio"
 	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/pkg/oci"
+	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"berth.dev/berth/integ/system"
 )
 
 // bare is the client that the figures are compared with: the plain use of containerd's
-// own Go client, with no agent, no state, no log and no network of its own.
+// own Go client, with no agent, no state, no log and no network of its own. It makes
+// containers in two ways: with the specification that containerd's client makes by
+// itself, which has no seccomp profile, and with the very one that Berth gives to its
+// tasks, which costs the OCI runtime more. The second says what Berth adds, the first
+// what a container could cost at least.
 type bare struct {
+	same  *oci.Spec // what Berth has given to a task
 	b     *testing.B
 	cd    *containerd.Client
 	ctx   context.Context
@@ -43,16 +51,47 @@ func newBare(b *testing.B, s *system.System) *bare {
 	return x
 }
 
+// Ways to make a container.
+const (
+	plain = iota
+	same
+	ways
+)
+
+// learn takes the specification of a container of Berth's as the model of those of the
+// way same. What is the task's own and goes with it is left out.
+func (x *bare) learn(id string) {
+	x.b.Helper()
+	c, err := x.cd.LoadContainer(x.ctx, id)
+	if err != nil {
+		x.b.Fatal(err)
+	}
+	if x.same, err = c.Spec(x.ctx); err != nil {
+		x.b.Fatal(err)
+	}
+	x.same.Mounts = slices.DeleteFunc(x.same.Mounts, func(m specs.Mount) bool { return strings.HasPrefix(m.Source, x.dir) })
+}
+
+func (x *bare) spec(way int, id string) containerd.NewContainerOpts {
+	cgroup := oci.WithCgroup(filepath.Join("/berth-bench", id))
+	if way == same {
+		copied := *x.same
+		linux := *x.same.Linux
+		copied.Linux = &linux
+		return containerd.WithSpec(&copied, cgroup)
+	}
+	return containerd.WithNewSpec(oci.WithImageConfig(x.image), oci.WithProcessArgs("sh", "-c", sleeper),
+		oci.WithHostNamespace("network"), cgroup)
+}
+
 // start creates and starts one container and returns how long that took.
-func (x *bare) start() (time.Duration, error) {
+func (x *bare) start(way int) (time.Duration, error) {
 	x.mu.Lock()
 	x.n++
 	id := fmt.Sprintf("bare-%d", x.n)
 	x.mu.Unlock()
 	begin := time.Now()
-	c, err := x.cd.NewContainer(x.ctx, id, containerd.WithImage(x.image), containerd.WithNewSnapshot(id, x.image),
-		containerd.WithNewSpec(oci.WithImageConfig(x.image), oci.WithProcessArgs("sh", "-c", sleeper),
-			oci.WithHostNamespace("network"), oci.WithCgroup(filepath.Join("/berth-bench", id))))
+	c, err := x.cd.NewContainer(x.ctx, id, containerd.WithImage(x.image), containerd.WithNewSnapshot(id, x.image), x.spec(way, id))
 	if err != nil {
 		return 0, err
 	}
@@ -70,7 +109,7 @@ func (x *bare) start() (time.Duration, error) {
 }
 
 // many starts n containers, some of them at the same time.
-func (x *bare) many(n, atOnce int) time.Duration {
+func (x *bare) many(way, n, atOnce int) time.Duration {
 	x.b.Helper()
 	begin := time.Now()
 	work := make(chan struct{})
@@ -78,7 +117,7 @@ func (x *bare) many(n, atOnce int) time.Duration {
 	for range atOnce {
 		wg.Go(func() {
 			for range work {
-				if _, err := x.start(); err != nil {
+				if _, err := x.start(way); err != nil {
 					x.b.Error(err)
 				}
 			}
