@@ -59,6 +59,11 @@ func (h *recorder) Attach(_ context.Context, m wire.AttachMessage, _ wire.Respon
 	return errors.New("not supported")
 }
 
+func (h *recorder) Policy(_ context.Context, m *wire.TaskNetworkPolicyMessage) error {
+	h.note("policy %s", m.MessageID)
+	return nil
+}
+
 func (h *recorder) Manifest(_ context.Context, m *wire.TaskManifestMessage, _ wire.Responder) error {
 	h.note("manifest %s", m.MessageID)
 	return nil

@@ -114,6 +114,8 @@ func (cl *Client) dispatch(ctx context.Context, m wire.Message, s wire.Responder
 		return h.StopVerified(ctx, m)
 	case wire.AttachMessage:
 		return h.Attach(ctx, m, s)
+	case *wire.TaskNetworkPolicyMessage:
+		return h.Policy(ctx, m)
 	case error:
 		cl.c.Log.Warn("the cluster reports an error", "err", m)
 	case *wire.StageUpdateMessage, *wire.PerformUpdateMessage:

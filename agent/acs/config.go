@@ -21,6 +21,7 @@ type Handler interface {
 	Payload(ctx context.Context, m *wire.PayloadMessage, r wire.Responder) error
 	Credentials(ctx context.Context, m *wire.IAMRoleCredentialsMessage, r wire.Responder) error
 	Attach(ctx context.Context, m wire.AttachMessage, r wire.Responder) error
+	Policy(ctx context.Context, m *wire.TaskNetworkPolicyMessage) error
 	Manifest(ctx context.Context, m *wire.TaskManifestMessage, r wire.Responder) error
 	StopVerified(ctx context.Context, m *wire.TaskStopVerificationAck) error
 	Heartbeat(ctx context.Context, m *wire.HeartbeatMessage, r wire.Responder) error

@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/agent/acs"
+	"berth.dev/berth/agent/attach"
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/creds"
 	"berth.dev/berth/agent/ecs"
@@ -58,11 +59,12 @@ type agent struct {
 	boot     string // of the host, now
 	rebooted bool   // it was another when the state was written
 
-	metadata *metadata
-	host     *hostSide
-	engine   *engine.Engine
-	reporter *report.Reporter
-	lost     *intake.Lost // nil while the state is what it was
+	metadata    *metadata
+	host        *hostSide
+	engine      *engine.Engine
+	attachments *attach.Keeper
+	reporter    *report.Reporter
+	lost        *intake.Lost // nil while the state is what it was
 
 	mu           sync.Mutex
 	registration ecs.Registration
@@ -216,6 +218,9 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	a.metadata.tasks.goes(e)
 	a.reporter = report.New(report.Config{Outbox: a.db, Submitter: a.ecs, Log: a.log})
 	g.Go(func() error { return ignoreCancel(ctx, a.reporter.Run(ctx)) })
+	if err := a.startAttachments(ctx, g); err != nil {
+		return err
+	}
 	if !a.db.Meta().Unconfirmed {
 		a.sweep(ctx)
 	} else if err := a.find(ctx); err != nil {
@@ -292,7 +297,8 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 		return config.Terminal(err)
 	}
 	in := intake.New(intake.Config{
-		Engine: a.engine, Store: a.db, Credentials: credentialKeeper{a.creds, a.log}, NoPrivileged: a.c.Roles.NoPrivileged,
+		Engine: a.engine, Store: a.db, Attachments: a.attachments, Policies: a.host.network,
+		Credentials: credentialKeeper{a.creds, a.log}, NoPrivileged: a.c.Roles.NoPrivileged,
 		Confirmed: func() { a.confirmed(ctx) }, Lost: a.lost, Log: a.log,
 	})
 	instance := a.instance()

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -23,6 +24,8 @@ import (
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/agent/tmds"
 	"berth.dev/berth/agent/volume"
+	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
+	"berth.dev/berth/eni"
 	"berth.dev/berth/volumes"
 )
 
@@ -79,9 +82,14 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 	if err != nil {
 		return nil, err
 	}
+	pool, err := interfacePool(c)
+	if err != nil {
+		return nil, config.Terminal(errors.Join(err, h.client.Close()))
+	}
 	h.network, err = netns.New(netns.Config{
 		Dir: filepath.Join(c.Berth.RunDir, "network"), Bridge: c.Berth.Bridge, Subnet: c.Berth.BridgeSubnet,
-		FirstPort: c.Network.DynamicPorts.First, LastPort: c.Network.DynamicPorts.Last, Log: log,
+		FirstPort: c.Network.DynamicPorts.First, LastPort: c.Network.DynamicPorts.Last,
+		Pool: pool, BlockMetadata: c.Network.BlockIMDS, Log: log,
 	})
 	if err != nil {
 		return nil, errors.Join(err, h.client.Close())
@@ -118,6 +126,19 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 		return nil, config.Terminal(errors.Join(err, h.close()))
 	}
 	return h, nil
+}
+
+// interfacePool makes the interfaces of awsvpc tasks; nil makes none.
+func interfacePool(c *config.Config) (*eni.Pool, error) {
+	if c.Berth.ENIPool == "none" {
+		return nil, nil
+	}
+	p, err := eni.ParsePool(c.Berth.ENIPool)
+	if err != nil {
+		return nil, fmt.Errorf("BERTH_ENI_POOL: %w", err)
+	}
+	p.Owner = cmp.Or(c.Berth.Bridge, bridge.DefaultBridge)
+	return p, nil
 }
 
 // prepare makes what all tasks share on this host.

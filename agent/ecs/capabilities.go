@@ -35,7 +35,9 @@ func capabilities() []capability {
 	limits := func(c *config.Config) bool { return c.Host.TaskLimits }
 	role := func(c *config.Config) bool { return c.Roles.TaskRole }
 	roleHost := func(c *config.Config) bool { return c.Roles.TaskRoleHost }
-	eni := func(c *config.Config) bool { return c.Network.TaskENI }
+	trunk := func(c *config.Config) bool { return c.Network.TaskENI && c.Network.Trunking }
+	pool := func(c *config.Config) bool { return c.Berth.ENIPool != "none" }
+	eni := func(c *config.Config) bool { return c.Network.TaskENI && !c.Cluster.External || pool(c) }
 	return []capability{
 		{name: capA + "private-registry-authentication.secretsmanager", supported: true},
 		{name: capA + "secrets.ssm.environment-variables", supported: true},
@@ -55,10 +57,11 @@ func capabilities() []capability {
 		{name: capC + "task-iam-role-network-host", supported: true, when: roleHost},
 		{name: capA + "task-cpu-mem-limit", supported: true, when: limits},
 		{name: capA + "increased-task-cpu-limit", supported: true, when: limits},
-		{name: capA + "task-eni", when: eni, notExternal: true},
-		{name: capA + "task-eni.ipv6", when: eni, notExternal: true},
-		{name: capA + "task-eni-block-instance-metadata", when: func(c *config.Config) bool { return c.Network.BlockIMDS }, notExternal: true},
-		{name: capA + "task-eni-trunking", when: eni, notExternal: true},
+		{name: capA + "task-eni", supported: true, when: eni},
+		{name: capA + "task-eni.ipv6", supported: true, when: eni},
+		{name: capA + "task-eni-block-instance-metadata", supported: true, when: func(c *config.Config) bool { return c.Network.BlockIMDS && eni(c) }},
+		{name: capA + "task-eni-trunking", supported: true, when: trunk, notExternal: true},
+		{name: "berth.capability.interface-pool", supported: true, when: pool},
 		{name: capC + "ecr-auth", supported: true},
 		{name: capA + "execution-role-ecr-pull", supported: true},
 		{name: capA + "container-health-check", supported: true, when: func(c *config.Config) bool { return !c.Metadata.HealthDisabled }},

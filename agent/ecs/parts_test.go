@@ -52,6 +52,7 @@ func TestAttributes(t *testing.T) {
 		"com.amazonaws.ecs.capability.logging-driver.json-file", "com.amazonaws.ecs.capability.logging-driver.none",
 		"com.amazonaws.ecs.capability.task-iam-role",
 		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit",
+		"ecs.capability.task-eni", "ecs.capability.task-eni.ipv6", "berth.capability.interface-pool",
 		"com.amazonaws.ecs.capability.ecr-auth",
 		"ecs.capability.execution-role-ecr-pull",
 		"ecs.capability.container-health-check",

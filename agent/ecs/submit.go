@@ -28,6 +28,9 @@ func (cl *Client) SubmitTaskStateChange(ctx context.Context, c task.Change) erro
 
 // change makes the request.
 func (cl *Client) change(c *task.Change) *ecs.SubmitTaskStateChangeInput {
+	if len(c.Attachments) > 0 {
+		return attachments(cl.Cluster(), c)
+	}
 	in := &ecs.SubmitTaskStateChangeInput{
 		Cluster: aws.String(cl.Cluster()), Task: aws.String(c.TaskARN), Status: aws.String(c.Status.Wire()),
 		Reason:             aws.String(cut(c.Reason, maxReason)),
@@ -40,6 +43,18 @@ func (cl *Client) change(c *task.Change) *ecs.SubmitTaskStateChangeInput {
 	}
 	for i := range c.Containers {
 		in.Containers = append(in.Containers, cl.container(&c.Containers[i]))
+	}
+	return in
+}
+
+// attachments makes the form that tells of attached interfaces and nothing else (agent
+// protocol, SubmitTaskStateChange).
+func attachments(cluster string, c *task.Change) *ecs.SubmitTaskStateChangeInput {
+	in := &ecs.SubmitTaskStateChangeInput{Cluster: aws.String(cluster), Task: aws.String(c.TaskARN)}
+	for _, a := range c.Attachments {
+		in.Attachments = append(in.Attachments, types.AttachmentStateChange{
+			AttachmentArn: aws.String(a.ARN), Status: aws.String(a.Status.String()),
+		})
 	}
 	return in
 }

@@ -50,6 +50,9 @@ type Config struct {
 	Engine      Engine
 	Store       Store
 	Credentials Credentials
+	// Attachments and Policies may be nil: then network interfaces are not taken.
+	Attachments Attachments
+	Policies    Policies
 	// NoPrivileged refuses privileged containers (ECS_DISABLE_PRIVILEGED).
 	NoPrivileged bool
 	// Confirmed, if set, is called after each task manifest that was obeyed: from then

@@ -33,12 +33,6 @@ func (in *Intake) Credentials(ctx context.Context, m *acs.IAMRoleCredentialsMess
 	return r.Send(ctx, &acs.IAMRoleCredentialsAckRequest{MessageID: m.MessageID, Expiration: c.Expiration, CredentialsID: c.CredentialsID})
 }
 
-// Attach is for interfaces and volumes, which this agent does not claim to be able to
-// attach. Nothing is acknowledged.
-func (in *Intake) Attach(_ context.Context, m acs.AttachMessage, _ acs.Responder) error {
-	return fmt.Errorf("%s: attachments are not supported by this agent", m.TypeName())
-}
-
 // Manifest compares what the cluster believes to run here with what does. Tasks that
 // run and are not listed as RUNNING are not stopped but asked about.
 func (in *Intake) Manifest(ctx context.Context, m *acs.TaskManifestMessage, r acs.Responder) error {

@@ -109,6 +109,11 @@ func Translate(w *acs.Task, clusterARN string) (*task.Task, error) {
 	if err := networkMode(t, w.NetworkMode); err != nil {
 		return nil, err
 	}
+	if w.DesiredStatus != "STOPPED" {
+		if err := interfaces(t, w); err != nil {
+			return nil, err
+		}
+	}
 	return t, checkReferences(t)
 }
 
@@ -124,9 +129,6 @@ func unsupported(w *acs.Task) error {
 	}
 	if len(w.Associations) > 0 {
 		return refuse("associations are")
-	}
-	if len(w.ElasticNetworkInterfaces) > 0 || w.NetworkMode == task.NetworkAWSVPC {
-		return refuse("network mode awsvpc is")
 	}
 	if len(w.Attachments) > 0 {
 		return refuse("attachments are")
@@ -349,7 +351,7 @@ func networkMode(t *task.Task, mode string) error {
 		switch mode {
 		case "", "default":
 			t.NetworkMode = task.NetworkBridge
-		case task.NetworkBridge, task.NetworkHost, task.NetworkNone:
+		case task.NetworkBridge, task.NetworkHost, task.NetworkNone, task.NetworkAWSVPC:
 			t.NetworkMode = mode
 		default:
 			return unloadablef("networkMode must be bridge, host, none or awsvpc")

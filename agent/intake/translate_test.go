@@ -185,7 +185,7 @@ func TestTranslateRefuses(t *testing.T) {
 		}), unloadable + "container a: label berth.secret-files: name 2 of the list"},
 		"env file's type": {first(func(c *acs.Container) { c.EnvironmentFiles = []acs.EnvironmentFile{{Value: "v", Type: "nfs"}} }), unloadable + "container a: environmentFiles: type"},
 		"registry auth":   {first(func(c *acs.Container) { c.RegistryAuthentication = &acs.RegistryAuthentication{Type: "ecr"} }), unloadable + "container a: registryAuthentication"},
-		"awsvpc":          {func(w *acs.Task) { w.NetworkMode = "awsvpc" }, "ResourceInitializationError: network mode awsvpc"},
+		"awsvpc":          {func(w *acs.Task) { w.NetworkMode = "awsvpc" }, unloadable + "a task has network interfaces if"},
 		"network mode":    {func(w *acs.Task) { w.NetworkMode = "mesh" }, unloadable + "networkMode"},
 		"dependency": {second(func(a, _ *acs.Container) {
 			a.DependsOn = []acs.ContainerDependency{{ContainerName: "b", Condition: "SOON"}}

@@ -38,6 +38,45 @@ func (n *Network) writeContainerFiles(t *task.Task, name string, h *Handle) erro
 	return h.write(n.filesOf(keyOf(t, name)), localHosts+hostLine(h)+extra+links, overrideResolv(resolv, &c.HostConfig))
 }
 
+// setElastic enters the namespace and the first interface of an awsvpc task.
+func (h *Handle) setElastic(path string, i *task.Interface) {
+	h.Path, h.MAC = path, i.MAC
+	address := i.First(false)
+	if !address.IsValid() {
+		address = i.First(true)
+	}
+	h.IP = address.String()
+	if gws := i.Gateways(); len(gws) > 0 {
+		h.Gateway = gws[0].Addr().String()
+	}
+	if i.PrivateDNSName != "" {
+		h.Hostname = i.PrivateDNSName
+	}
+}
+
+// writeElasticFiles makes the files that the containers of an awsvpc task share. Name
+// servers and search list are those of the interface, else the host's (agent protocol,
+// "Modes").
+func (n *Network) writeElasticFiles(t *task.Task, _ string, h *Handle) error {
+	hosts := localHosts
+	for i := range t.Interfaces {
+		e := &t.Interfaces[i]
+		if e.PrivateDNSName == "" {
+			continue
+		}
+		for _, a := range e.Addresses {
+			hosts += a.String() + "\t" + e.PrivateDNSName + "\n"
+		}
+	}
+	first := &t.Interfaces[0]
+	resolv, err := n.resolvBase(t.NetworkMode)
+	if err != nil {
+		return err
+	}
+	resolv = overrideResolv(resolv, &task.HostConfig{DNS: first.NameServers, DNSSearch: first.Domains})
+	return h.write(n.filesOf(t.ID()), hosts, resolv)
+}
+
 // writeTaskFiles makes the files that the containers of a task share in host mode, and
 // those of containers that have their own settings, and fills the handle.
 func (n *Network) writeTaskFiles(t *task.Task, _ string, h *Handle) error {
@@ -166,7 +205,7 @@ func (n *Network) resolvBase(mode string) (string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("name servers of the host: %w", err)
 	}
-	if mode != task.NetworkBridge {
+	if mode != task.NetworkBridge && mode != task.NetworkAWSVPC {
 		return withNewline(string(data)), nil
 	}
 	text, servers := reachable(string(data))

@@ -5,11 +5,14 @@
 // In the modes bridge and none each container has a namespace of its own, with its own
 // ports and in mode bridge its own address, as people know it from Docker. Containers of
 // one task reach each other directly, by address and by the names of their links; other
-// tasks reach them through published ports. In host mode the task has one network, named
+// tasks reach them through published ports. In mode awsvpc the containers of a task share
+// one namespace, which has the task's network interfaces. In host mode the task has one network, named
 // "task", which is the host's and has files only.
 //
 //	<Dir>/namespaces/<key>   the pinned namespace (modes bridge and none)
 //	<Dir>/bridge/            reservations of ecs-bridge, one file per address
+//	<Dir>/interfaces/        records of ecs-eni, one file per interface of an awsvpc task
+//	<Dir>/policies/<mac>     what the security groups of an interface let pass
 //	<Dir>/files/<key>/       hosts, resolv.conf, hostname
 //
 // The key of a container's network is the task's id, a dot and a hash of the container's
@@ -37,18 +40,21 @@ import (
 	"io/fs"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
+	"berth.dev/berth/cni-plugins/ecs-eni/elastic"
 	"berth.dev/berth/eni"
 )
 
@@ -68,6 +74,11 @@ type Config struct {
 	Resolv         string // default /etc/resolv.conf
 	ResolvUpstream string // default /run/systemd/resolve/resolv.conf
 	Hosts          string // for host mode; default /etc/hosts
+
+	// Pool makes the interfaces of awsvpc tasks that nobody plugs in; nil makes none.
+	Pool *eni.Pool
+	// BlockMetadata keeps awsvpc tasks from the instance metadata service.
+	BlockMetadata bool
 
 	Log *slog.Logger
 }
@@ -101,6 +112,13 @@ type Network struct {
 	cfg  Config
 	log  *slog.Logger
 	host *bridge.Host
+
+	elastic *elastic.Host
+
+	policyMu sync.Mutex // held while policies are read, written and brought into force
+
+	mu       sync.Mutex
+	expected map[string]bool // MAC addresses of devices that wait for their task
 }
 
 // Handle is what a container, or in host mode every container of a task, needs of its
@@ -153,7 +171,14 @@ func New(cfg Config) (*Network, error) {
 	if err != nil {
 		return nil, fmt.Errorf("network: %w", err)
 	}
-	return &Network{cfg: cfg, log: cfg.Log, host: host}, nil
+	enis, err := elastic.Open(filepath.Join(cfg.Dir, "interfaces"))
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("network: %w", err), host.Close())
+	}
+	if err := os.MkdirAll(filepath.Join(cfg.Dir, "policies"), 0o700); err != nil {
+		return nil, errors.Join(fmt.Errorf("network: %w", err), host.Close())
+	}
+	return &Network{cfg: cfg, log: cfg.Log, host: host, elastic: enis, expected: map[string]bool{}}, nil
 }
 
 // Close gives up sockets and descriptors; networks stay as they are.
@@ -198,6 +223,8 @@ func (n *Network) TeardownHost(ctx context.Context) error {
 		n.host.Teardown(ctx),
 		eni.UnshareDirectory(n.namespaces()),
 		os.RemoveAll(filepath.Join(n.cfg.Dir, "files")),
+		os.RemoveAll(filepath.Join(n.cfg.Dir, "interfaces")),
+		os.RemoveAll(n.policies()),
 	)
 }
 
@@ -238,7 +265,16 @@ func classify(err error) error {
 	if err == nil {
 		return nil
 	}
+	if _, ok := errors.AsType[*task.Error](err); ok {
+		return err
+	}
 	class := task.Unavailable
+	switch elastic.KindOf(err) {
+	case elastic.Invalid:
+		return fault(task.Invalid, err)
+	case elastic.Exists:
+		return fault(task.Exists, err)
+	}
 	switch bridge.KindOf(err) {
 	case bridge.Invalid, bridge.PortTaken:
 		class = task.Invalid
@@ -290,15 +326,22 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, name string, _ engin
 			h.Path, h.IP, h.Gateway, h.MAC = a.Namespace, a.Address.String(), a.Gateway.String(), a.MAC
 			res.Bindings = bindings(a)
 		}
+	case task.NetworkAWSVPC:
+		if err = n.ensureElastic(ctx, t); err == nil {
+			h.setElastic(n.namespace(id), &t.Interfaces[0])
+		}
 	default:
-		return res, faultf(task.Invalid, "network mode %q is not supported; use bridge, host or none", t.NetworkMode)
+		return res, faultf(task.Invalid, "network mode %q is not supported; use bridge, host, awsvpc or none", t.NetworkMode)
 	}
 	if err != nil {
 		return task.Result{}, classify(err)
 	}
 	write := n.writeContainerFiles
-	if shared(t) {
+	switch t.NetworkMode {
+	case task.NetworkHost:
 		write = n.writeTaskFiles
+	case task.NetworkAWSVPC:
+		write = n.writeElasticFiles
 	}
 	if err := write(t, name, &h); err != nil {
 		return task.Result{}, classify(err)
@@ -369,6 +412,9 @@ func (n *Network) Remove(ctx context.Context, t *task.Task, name string, _ task.
 }
 
 func (n *Network) remove(ctx context.Context, key string) error {
+	if err := n.removeElastic(ctx, key); err != nil {
+		return err
+	}
 	if err := n.removeNetwork(ctx, key); err != nil {
 		return err
 	}
@@ -426,6 +472,8 @@ func (n *Network) Probe(ctx context.Context, t *task.Task, name string, _ task.H
 		}
 		return task.Observed{Exists: err == nil}, classify(err)
 	case task.NetworkBridge:
+	case task.NetworkAWSVPC:
+		return n.probeElastic(ctx, t)
 	default:
 		live, err := eni.Live(n.namespace(key))
 		return task.Observed{Exists: live}, classify(err)
@@ -464,6 +512,13 @@ func (n *Network) Owned(context.Context) ([]task.Owned, error) {
 	for _, a := range n.host.Attachments() {
 		keys[a.ID] = true
 	}
+	enis, err := n.elastic.Attachments()
+	if err != nil {
+		return nil, classify(err)
+	}
+	for _, a := range enis {
+		keys[a.ID] = true
+	}
 	var out []task.Owned
 	for _, key := range slices.Sorted(maps.Keys(keys)) {
 		data, err := json.Marshal(found{Key: key})
@@ -477,7 +532,7 @@ func (n *Network) Owned(context.Context) ([]task.Owned, error) {
 		}
 		out = append(out, task.Owned{Resource: task.ResourceID{Kind: task.KindNetwork, Name: name}, TaskID: id, Handle: data})
 	}
-	strays, err := n.host.Strays()
+	strays, err := n.strays()
 	if err != nil {
 		return nil, classify(err)
 	}
@@ -511,11 +566,28 @@ func (n *Network) Sweep(ctx context.Context, o task.Owned) error {
 		return classify(n.remove(ctx, s.Key))
 	}
 	// Only what is a stray now: an interface may have got an owner since.
-	strays, err := n.host.Strays()
+	strays, err := n.strays()
 	if err != nil || !slices.Contains(strays, s.Interface) {
 		return classify(err)
 	}
+	if n.cfg.Pool != nil && eni.OfPool(s.Interface) {
+		return classify(n.cfg.Pool.RemoveStray(s.Interface))
+	}
 	return classify(n.host.RemoveStray(s.Interface))
+}
+
+// strays are the interfaces on the host that nobody has.
+func (n *Network) strays() ([]string, error) {
+	strays, err := n.host.Strays()
+	if err != nil || n.cfg.Pool == nil {
+		return strays, err
+	}
+	more, err := n.cfg.Pool.Strays(func(mac net.HardwareAddr) bool {
+		n.mu.Lock()
+		defer n.mu.Unlock()
+		return n.expected[mac.String()]
+	})
+	return append(strays, more...), err
 }
 
 // requests are a container's port mappings as package bridge takes them.

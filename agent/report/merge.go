@@ -15,9 +15,13 @@ type row struct {
 }
 
 // group returns how many of the rows at the front may be sent as one: all of them, but
-// RUNNING is not skipped, because the cluster learns only from it when a task started.
+// RUNNING is not skipped, because the cluster learns only from it when a task started,
+// and what tells of attachments goes alone.
 func group(rows []row) int {
 	for i := 1; i < len(rows); i++ {
+		if len(rows[i-1].change.Attachments) > 0 || len(rows[i].change.Attachments) > 0 {
+			return i
+		}
 		if rows[i-1].change.Status == task.StatusRunning && rows[i].change.Status > task.StatusRunning {
 			return i
 		}

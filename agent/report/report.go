@@ -262,7 +262,9 @@ func (s *run) settle(res result) {
 		return
 	}
 	q.attempt = 0
-	s.remember(q.taskID, mergeAll(q.rows[:res.taken]))
+	if sent := mergeAll(q.rows[:res.taken]); len(sent.Attachments) == 0 {
+		s.remember(q.taskID, sent)
+	}
 	q.rows = q.rows[res.taken:]
 	if len(q.rows) == 0 {
 		delete(s.queues, q.taskID)

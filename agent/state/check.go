@@ -138,6 +138,9 @@ func checkMeaning(root *bolt.Bucket) error {
 	if _, err := readDated(root.Bucket(bucketTombstones), "tombstones/", tombstonesMax, remembered); err != nil {
 		return err
 	}
+	if _, err := readAttachments(root); err != nil {
+		return err
+	}
 	return eachTask(root, func(id string, b *bolt.Bucket) error {
 		if _, err := readTask(id, b); err != nil {
 			return err

@@ -39,7 +39,8 @@ type prepared struct {
 	result   []byte
 	sequence int64
 	batches  []batch
-	accepts  bool // it makes a new task known
+	attached []record // a nil value forgets
+	accepts  bool     // it makes a new task known
 	now      time.Time
 }
 
@@ -80,7 +81,18 @@ func prepare(c task.Commit, now time.Time) (*prepared, error) {
 		p.accepts = p.accepts || b.spec != nil
 		p.batches = append(p.batches, b)
 	}
-	return p, nil
+	var e encoder
+	for arn, a := range c.Attachments {
+		if err := checkKey("attachment", arn); err != nil {
+			return nil, err
+		}
+		r := record{key: []byte(arn)}
+		if a != nil {
+			r.value = e.value(a)
+		}
+		p.attached = append(p.attached, r)
+	}
+	return p, e.err
 }
 
 func prepareBatch(in *task.Batch, now time.Time) (batch, error) {
@@ -174,7 +186,7 @@ func (p *prepared) apply(db *DB, w *writer) error {
 			return err
 		}
 	}
-	return nil
+	return putAttachments(w, p.attached)
 }
 
 func (b *batch) apply(db *DB, w *writer, now time.Time) error {

@@ -16,6 +16,8 @@
 //	  outbox/<n>           changes that the cluster has not accepted yet (task.Change)
 //	  inbox/<message id>   messages acted on: 4,096 of them or 24 hours
 //	  tombstones/<arn>     tasks that were forgotten, for 24 hours
+//	  attachments/<arn>    interfaces that the cluster has announced (task.Attachment); the
+//	                       bucket is made with the first one
 //
 // <n> counts upwards and is eight bytes, big endian; "res/<kind>/<name>" is one key.
 //

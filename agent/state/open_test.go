@@ -31,6 +31,7 @@ func TestLayoutIsTheOneInThePackageComment(t *testing.T) {
 	}
 	mustCommit(t, db, task.Commit{Message: &task.Message{ID: "m", At: time.Now()}, Sequence: 1, Batches: []task.Batch{accept("a"), accept("b")}})
 	mustCommit(t, db, commit(step("a", 1), task.Batch{TaskID: "b", Delete: true}))
+	mustCommit(t, db, task.Commit{Attachments: map[string]*task.Attachment{"x": {ARN: "x"}}})
 
 	got := map[string]bool{}
 	if err := db.view(func(root *bolt.Bucket) error { return drawn(root, "v1/", got) }); err != nil {
@@ -54,7 +55,7 @@ func drawn(b *bolt.Bucket, path string, into map[string]bool) error {
 			name = "<task id>"
 		case path == "v1/inbox/":
 			name = "<message id>"
-		case path == "v1/tombstones/":
+		case path == "v1/tombstones/" || path == "v1/attachments/":
 			name = "<arn>"
 		case len(k) == 8 && (strings.HasSuffix(path, "/events/") || path == "v1/outbox/"):
 			name = "<n>"

@@ -9,13 +9,14 @@ import (
 
 // Buckets and keys, as drawn in the package comment.
 var (
-	bucketRoot       = []byte("v1")
-	bucketMeta       = []byte("meta")
-	bucketTasks      = []byte("tasks")
-	bucketEvents     = []byte("events")
-	bucketOutbox     = []byte("outbox")
-	bucketInbox      = []byte("inbox")
-	bucketTombstones = []byte("tombstones")
+	bucketRoot        = []byte("v1")
+	bucketMeta        = []byte("meta")
+	bucketTasks       = []byte("tasks")
+	bucketEvents      = []byte("events")
+	bucketOutbox      = []byte("outbox")
+	bucketInbox       = []byte("inbox")
+	bucketTombstones  = []byte("tombstones")
+	bucketAttachments = []byte("attachments")
 
 	keyAgent    = []byte("agent")
 	keyDatabase = []byte("database")

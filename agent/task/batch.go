@@ -27,6 +27,8 @@ type Commit struct {
 	// Sequence raises the highest payload or manifest sequence number seen; 0 leaves it.
 	Sequence int64
 	Batches  []Batch
+	// Attachments are stored by ARN; nil forgets one.
+	Attachments map[string]*Attachment
 }
 
 // Stored is one task as it was loaded.

@@ -257,6 +257,9 @@ type Change struct {
 	PullStopped      time.Time         `json:"pullStopped,omitzero"`
 	ExecutionStopped time.Time         `json:"executionStopped,omitzero"`
 	Containers       []ContainerChange `json:"containers,omitempty"`
+
+	// Attachments make it a change of these alone: there is nothing else in it.
+	Attachments []AttachmentChange `json:"attachments,omitempty"`
 }
 
 // ContainerChange is one container's part of a Change.

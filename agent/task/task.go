@@ -39,6 +39,7 @@ type Task struct {
 
 	Containers []Container `json:"containers"`
 	Volumes    []Volume    `json:"volumes,omitempty"`
+	Interfaces []Interface `json:"interfaces,omitempty"` // of network mode awsvpc, the first one first
 }
 
 // Association gives containers of the task something of the host by its name.

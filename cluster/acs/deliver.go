@@ -22,14 +22,24 @@ type pair struct {
 	task *store.Task
 	def  *types.TaskDefinition
 	order
+	interfaces []acs.ElasticNetworkInterface
 }
 
 // flush sends what the agent is owed and has not been sent.
 func (ss *session) flush(ctx context.Context) error {
+	if err := ss.sendPolicy(ctx); err != nil {
+		return err
+	}
 	pairs := ss.collect()
 	var batch []acs.Task
 	var orders []order
 	for _, p := range pairs {
+		if p.desired == attaching {
+			if err := ss.sendAttach(ctx, p); err != nil {
+				return err
+			}
+			continue
+		}
 		t, err := ss.render(ctx, p)
 		if err != nil {
 			ss.log.Error("task cannot be sent", "task", p.id, "err", err)
@@ -84,7 +94,7 @@ func (ss *session) collect() []pair {
 			if !ok || !ss.queue.sends(o) {
 				continue
 			}
-			pairs = append(pairs, pair{t, definition(r, aws.ToString(t.Task.TaskDefinitionArn)), o})
+			pairs = append(pairs, pair{t, definition(r, aws.ToString(t.Task.TaskDefinitionArn)), o, interfacesOf(r, t)})
 		}
 	})
 	return pairs
@@ -124,6 +134,7 @@ func (ss *session) render(ctx context.Context, p pair) (*acs.Task, error) {
 	if err != nil {
 		return nil, err
 	}
+	t.ElasticNetworkInterfaces = p.interfaces
 	if ss.server.Credentials == nil || p.desired != running {
 		return t, nil
 	}

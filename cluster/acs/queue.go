@@ -11,8 +11,12 @@ import (
 )
 
 const (
-	running = "RUNNING"
-	stopped = "STOPPED"
+	running      = "RUNNING"
+	stopped      = "STOPPED"
+	provisioning = "PROVISIONING"
+
+	// attaching stands for a desired status in the order to attach a task's interfaces.
+	attaching = "ATTACHING"
 
 	// payloadTasks bounds the tasks of one payload.
 	payloadTasks = 100
@@ -31,7 +35,7 @@ type order struct{ id, desired string }
 type flight struct {
 	messageID string
 	frame     []byte
-	message   *acs.PayloadMessage
+	message   acs.Message
 	orders    []order
 	attempts  int
 	due       time.Time // of the next attempt
@@ -183,6 +187,10 @@ func owed(t *store.Task, all bool) (order, bool) {
 		return order{}, false
 	}
 	o := order{t.ID, desired}
+	if last == provisioning && desired != stopped {
+		// The agent is told of the task itself once it has the interfaces.
+		return order{t.ID, attaching}, true
+	}
 	if desired == stopped || all {
 		return o, true
 	}

@@ -152,6 +152,8 @@ func (s *Server) dispatch(c store.Change) {
 			default:
 			}
 		}
+	case store.SecurityGroupRules.Name(), store.Interfaces.Name():
+		s.dispatchPolicy(c)
 	case store.Instances.Name():
 		i, ok := c.New.(*store.Instance)
 		if ok && aws.ToString(i.Instance.Status) != "INACTIVE" {

@@ -53,15 +53,20 @@ type session struct {
 	manifests int
 	manifest  string // message id of the last manifest, until it was answered
 	held      []acs.Message
-	left      int64 // bytes until the connection is cut; 0 is never
+	left      int64  // bytes until the connection is cut; 0 is never
+	policy    []byte // the security groups as they were sent last, encoded
 
-	mu      sync.Mutex
-	changed []string
-	all     everything
-	wake    chan struct{}
-	ended   chan struct{}
-	code    websocket.StatusCode
-	reason  string
+	mu sync.Mutex
+	// policyDue says that the security groups have to be looked at, and groups which the
+	// ones sent last depend on.
+	policyDue bool
+	groups    map[string]bool
+	changed   []string
+	all       everything
+	wake      chan struct{}
+	ended     chan struct{}
+	code      websocket.StatusCode
+	reason    string
 }
 
 func newSession(s *Server, inst *store.Instance, q url.Values) *session {
@@ -69,7 +74,7 @@ func newSession(s *Server, inst *store.Instance, q url.Values) *session {
 		server: s, id: inst.ID, instance: aws.ToString(inst.Instance.ContainerInstanceArn),
 		cluster: inst.ClusterName, clusterARN: clusterARN(aws.ToString(inst.Instance.ContainerInstanceArn), inst.ClusterName),
 		version: versionOf(q), log: s.Log.With("instance", inst.ID),
-		queue: newQueue(s.AckTimeout), all: allOwed,
+		queue: newQueue(s.AckTimeout), all: allOwed, policyDue: true,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	if q.Get("sendCredentials") == "true" {
@@ -92,6 +97,7 @@ func (ss *session) look(id string) {
 func (ss *session) lookAll() {
 	ss.mu.Lock()
 	ss.all = max(ss.all, allOwed)
+	ss.policyDue = true
 	ss.mu.Unlock()
 	ss.signal()
 }

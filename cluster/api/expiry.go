@@ -6,6 +6,9 @@ import (
 	"slices"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+
 	"berth.dev/berth/cluster/store"
 )
 
@@ -31,6 +34,12 @@ type expired struct {
 // Expire removes stopped tasks and deregistered instances that have been shown for long
 // enough, and client tokens that need no longer be remembered. RunTasks does it every minute.
 func (a *API) Expire(ctx context.Context) error {
+	for _, t := range a.overdueAttachments() {
+		// Not by the placer's queue, which this runs in.
+		if err := a.failOverdue(ctx, t); err != nil {
+			return err
+		}
+	}
 	e := a.findExpired()
 	for keys := range slices.Chunk(e.tasks, expiryBatch) {
 		if err := a.deleteAll(ctx, func(tx *store.Tx, key string) { store.Delete(tx, store.Tasks, key) }, keys); err != nil {
@@ -48,6 +57,26 @@ func (a *API) Expire(ctx context.Context) error {
 		}
 	}
 	return nil
+}
+
+// failOverdue ends a task whose interface has not come.
+func (a *API) failOverdue(ctx context.Context, overdue *store.Task) error {
+	return a.Store.Update(ctx, func(tx *store.Tx) error {
+		key := store.Key(overdue.ClusterName, overdue.ID)
+		old, ok := store.Get(tx, store.Tasks, key)
+		if !ok || str(old.Task.LastStatus) != statusProvisioning {
+			return nil
+		}
+		t := *old
+		t.Task = cloneTask(old.Task)
+		def := a.definitionOf(store.Peek(tx), str(t.Task.TaskDefinitionArn))
+		applyTaskChange(&t.Task, def, &ecs.SubmitTaskStateChangeInput{
+			Status: aws.String(statusStopped), Reason: aws.String(reasonAttachTimeout),
+		}, a.now())
+		release(tx, &t)
+		store.Put(tx, store.Tasks, key, &t)
+		return nil
+	})
 }
 
 func (a *API) deleteAll(ctx context.Context, del func(*store.Tx, string), keys []string) error {

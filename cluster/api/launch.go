@@ -24,7 +24,7 @@ func (a *API) launch(ctx context.Context, l *launch, n int, decide func(*sched.S
 	var tasks []types.Task
 	var replayed bool
 	err := a.placer.do(ctx, &job{
-		weight: 2*n + 1,
+		weight: 4*n + 1,
 		decide: func(p *placement) error {
 			var err error
 			result, err = decide(p.of(l.cluster), arns)
@@ -150,8 +150,8 @@ func (a *API) replay(r store.Reader, l *launch, seen *store.ClientToken) ([]type
 	return tasks, nil
 }
 
-// newTask makes the record of a placed task. It is PENDING at once: nothing has to be
-// prepared before its agent may be told.
+// newTask makes the record of a placed task. It is PENDING at once, unless its agent has
+// to attach an interface first.
 func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task, error) {
 	id, err := childRef("task", l.cluster, p.Task)
 	if err != nil {
@@ -201,7 +201,7 @@ func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task,
 		t.Task.Containers = append(t.Task.Containers, a.newContainer(l, id, p.Task, &l.resolved.ContainerDefinitions[i]))
 	}
 	gpusOf(l.resolved, p.GPUs, func(i int, ids []string) { t.Task.Containers[i].GpuIds = ids })
-	return t, nil
+	return t, a.provision(tx, l, t)
 }
 
 func (a *API) newContainer(l *launch, id, task string, c *types.ContainerDefinition) types.Container {

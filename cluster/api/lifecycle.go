@@ -198,7 +198,7 @@ func stopped(t *types.Task, def *types.TaskDefinition, reason string, now time.T
 var startErrors = []string{
 	"CannotPull", "CannotCreate", "CannotStart", "ResourceInitializationError", "HostConfigError",
 	"DockerClientConfigError", "ContainerNetworkingError", "TaskDependencyError", "InvalidVolumeError",
-	"UnrecogniedTaskError", "TaskStoppedBeforePullBeginError", "VolumeError", "CgroupError", "HostResourcesExhausted",
+	"UnrecogniedTaskError", "Timeout waiting for network interface", "TaskStoppedBeforePullBeginError", "VolumeError", "CgroupError", "HostResourcesExhausted",
 }
 
 // startFailure tells whether a stopped task never ran, and the text that says why: the

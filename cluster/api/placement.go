@@ -8,6 +8,7 @@ import (
 
 	"berth.dev/berth/cluster/sched"
 	"berth.dev/berth/cluster/store"
+	"berth.dev/berth/cluster/vpc"
 )
 
 // placement is what placement is decided on: one sched.State for each cluster, kept in
@@ -188,6 +189,10 @@ func withoutPorts(list, drop []int32) []int32 {
 
 // release gives back what a task held, in the transaction that records its end.
 func release(tx *store.Tx, t *store.Task) {
+	if len(t.Task.Attachments) > 0 {
+		vpc.Release(tx, t.ID)
+		detach(&t.Task)
+	}
 	if t.InstanceID == "" {
 		return
 	}

@@ -42,6 +42,7 @@ type launch struct {
 	attributes  []sched.Attribute
 	constraints []sched.Constraint
 	strategies  []sched.Strategy
+	network     *types.AwsVpcConfiguration // nil unless the network mode is awsvpc
 
 	group      string
 	startedBy  *string
@@ -214,7 +215,8 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 		return nil, err
 	}
 	l.def = &definition.Definition
-	if err := checkLaunchNetwork(l.def, in.network); err != nil {
+	a.Store.View(func(r store.Reader) { l.network, err = a.networkOf(r, l.def, in.network) })
+	if err != nil {
 		return nil, err
 	}
 	if err := l.override(in.overrides); err != nil {
@@ -251,19 +253,10 @@ func (l *launch) override(ov *types.TaskOverride) error {
 	for _, at := range l.def.RequiresAttributes {
 		l.attributes = append(l.attributes, sched.Attribute{Name: str(at.Name), Value: str(at.Value)})
 	}
-	l.attributes = append(l.attributes, sched.PlatformAttributes(l.def.RuntimePlatform)...)
-	return nil
-}
-
-func checkLaunchNetwork(def *types.TaskDefinition, n *types.NetworkConfiguration) error {
-	awsvpc := def.NetworkMode == types.NetworkModeAwsvpc
-	given := n != nil && n.AwsvpcConfiguration != nil
-	switch {
-	case awsvpc && !given:
-		return invalidParameter("Network Configuration must be provided when networkMode 'awsvpc' is specified.")
-	case !awsvpc && given:
-		return invalidParameter("Network Configuration is not valid for the given networkMode of this task definition.")
+	if l.network != nil {
+		l.attributes = append(l.attributes, poolAttribute())
 	}
+	l.attributes = append(l.attributes, sched.PlatformAttributes(l.def.RuntimePlatform)...)
 	return nil
 }
 

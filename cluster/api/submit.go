@@ -96,6 +96,7 @@ func (a *API) submitTaskAttachments(ctx context.Context, in *ecs.SubmitTaskState
 			changed = setAttachment(t.Attachments, change) || changed
 		}
 		if changed {
+			attached(t)
 			t.Version++
 		}
 		return changed

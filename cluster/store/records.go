@@ -34,11 +34,25 @@ var (
 	// Nodes is keyed by node name. Its records are written by Join only, and are there
 	// while several processes share an etcd.
 	Nodes = newTable[Node](10, "nodes")
+	// VPCs is keyed by VPC id.
+	VPCs = newTable[VPC](11, "vpcs")
+	// Subnets is keyed by subnet id.
+	Subnets = newTable[Subnet](12, "subnets")
+	// SecurityGroups is keyed by group id.
+	SecurityGroups = newTable[SecurityGroup](13, "groups")
+	// SecurityGroupRules is keyed by Key(group id, rule id).
+	SecurityGroupRules = newTable[SecurityGroupRule](14, "grouprules")
+	// Interfaces is keyed by network interface id.
+	Interfaces = newTable[Interface](15, "interfaces")
+	// Addresses is keyed by Key(subnet id, address).
+	Addresses = newTable[Address](16, "addresses")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
 		Allocations.table, Tasks.table, Keys.table,
 		ClientTokens.table, Settings.table, Meta.table, Nodes.table,
+		VPCs.table, Subnets.table, SecurityGroups.table, SecurityGroupRules.table,
+		Interfaces.table, Addresses.table,
 	}
 )
 
@@ -53,6 +67,14 @@ var (
 	})
 	// InstancesByID finds an instance by its id alone.
 	InstancesByID = newIndex(Instances, func(_ string, i *Instance) []string { return []string{i.ID} })
+	// RulesByID finds a rule of a security group by its id alone.
+	RulesByID = newIndex(SecurityGroupRules, func(_ string, r *SecurityGroupRule) []string { return []string{r.ID} })
+	// InterfacesByTask finds the interfaces of a task, by task id.
+	InterfacesByTask = newIndex(Interfaces, func(_ string, i *Interface) []string { return []string{i.TaskID} })
+	// InterfacesByInstance finds the interfaces on an instance, by instance id.
+	InterfacesByInstance = newIndex(Interfaces, func(_ string, i *Interface) []string { return []string{i.InstanceID} })
+	// InterfacesByGroup finds the members of a security group.
+	InterfacesByGroup = newIndex(Interfaces, func(_ string, i *Interface) []string { return i.Groups })
 	// KeysByInstance finds the access keys bound to a container instance
 	// ARN.
 	KeysByInstance = newIndex(Keys, func(_ string, k *AccessKey) []string {

@@ -253,6 +253,7 @@ func (h *handler) Credentials(ctx context.Context, m *wire.IAMRoleCredentialsMes
 }
 
 func (h *handler) Attach(context.Context, wire.AttachMessage, wire.Responder) error { return nil }
+func (h *handler) Policy(context.Context, *wire.TaskNetworkPolicyMessage) error     { return nil }
 
 func (h *handler) Manifest(ctx context.Context, m *wire.TaskManifestMessage, r wire.Responder) error {
 	return r.Send(ctx, &wire.AckRequest{Cluster: m.ClusterARN, ContainerInstance: m.ContainerInstanceARN, MessageID: m.MessageID})

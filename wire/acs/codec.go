@@ -35,6 +35,8 @@ func newMessage(name string) Message {
 		return new(AttachTaskNetworkInterfacesMessage)
 	case "AttachInstanceNetworkInterfacesMessage":
 		return new(AttachInstanceNetworkInterfacesMessage)
+	case "TaskNetworkPolicyMessage":
+		return new(TaskNetworkPolicyMessage)
 	case "ConfirmAttachmentMessage":
 		return new(ConfirmAttachmentMessage)
 	case "StageUpdateMessage":

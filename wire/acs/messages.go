@@ -129,6 +129,42 @@ type AttachTaskNetworkInterfacesMessage struct {
 	ElasticNetworkInterfaces []ElasticNetworkInterface `json:"elasticNetworkInterfaces,omitempty"`
 }
 
+// TaskNetworkPolicyMessage is Berth's own and says what the security groups of the
+// interfaces of tasks on an instance let pass. Each one replaces the one before as a
+// whole. It is not acknowledged: it is sent with every session and whenever it changes.
+// Other agents ignore it, as they do all types that they do not know.
+type TaskNetworkPolicyMessage struct {
+	MessageID            string            `json:"messageId,omitempty"`
+	ClusterARN           string            `json:"clusterArn,omitempty"`
+	ContainerInstanceARN string            `json:"containerInstanceArn,omitempty"`
+	Interfaces           []InterfacePolicy `json:"interfaces,omitempty"`
+	Groups               []AddressGroup    `json:"groups,omitempty"` // those that rules name
+}
+
+// InterfacePolicy is what one interface lets pass; all else is dropped but replies.
+type InterfacePolicy struct {
+	MACAddress string        `json:"macAddress,omitempty"`
+	EC2ID      string        `json:"ec2Id,omitempty"`
+	Ingress    []TrafficRule `json:"ingress,omitempty"`
+	Egress     []TrafficRule `json:"egress,omitempty"`
+}
+
+// TrafficRule lets some traffic pass. The other side is CIDR or the members of a group.
+type TrafficRule struct {
+	Protocol int32  `json:"protocol"`          // number of the IP protocol (IANA); -1 is all
+	From     int32  `json:"from"`              // first port, or ICMP type; -1 is all
+	To       int32  `json:"to"`                // last port, or ICMP code; -1 is all
+	CIDR     string `json:"cidr,omitempty"`    // a.b.c.d/len or x::y/len
+	GroupID  string `json:"groupId,omitempty"` // a security group
+}
+
+// AddressGroup lists the addresses of the members of a security group, with spaces in
+// between: a frame holds more text than array elements.
+type AddressGroup struct {
+	GroupID   string `json:"groupId,omitempty"`
+	Addresses string `json:"addresses,omitempty"`
+}
+
 // AttachInstanceNetworkInterfacesMessage announces network interfaces of the instance,
 // which are the trunks that the interfaces of tasks branch from.
 type AttachInstanceNetworkInterfacesMessage struct {
@@ -223,6 +259,9 @@ func (*AttachTaskNetworkInterfacesMessage) TypeName() string {
 func (*AttachInstanceNetworkInterfacesMessage) TypeName() string {
 	return "AttachInstanceNetworkInterfacesMessage"
 }
+
+// TypeName is the name in the frame.
+func (*TaskNetworkPolicyMessage) TypeName() string { return "TaskNetworkPolicyMessage" }
 
 // TypeName is the name in the frame.
 func (*ConfirmAttachmentMessage) TypeName() string { return "ConfirmAttachmentMessage" }

@@ -276,6 +276,17 @@ type ElasticNetworkInterface struct {
 	PrivateDNSName               string                     `json:"privateDnsName,omitempty"`
 	SubnetGatewayIPv4Address     string                     `json:"subnetGatewayIpv4Address,omitempty"` // a.b.c.d/len
 	SubnetGatewayIPv6Address     string                     `json:"subnetGatewayIpv6Address,omitempty"` // x::y/len
+
+	// InterfacePoolProperties is Berth's own: the agent makes the device itself.
+	InterfacePoolProperties *InterfacePoolProperties `json:"interfacePoolProperties,omitempty"`
+}
+
+// InterfacePoolProperties say that the cluster handed the interface out for a host where
+// nobody plugs hardware in. The agent makes a device with the MAC address and keeps its
+// security groups (see TaskNetworkPolicyMessage). Only agents that register the attribute
+// berth.capability.interface-pool get such interfaces.
+type InterfacePoolProperties struct {
+	SubnetID string `json:"subnetId,omitempty"`
 }
 
 // InterfaceVLANProperties names the trunk that an interface branches from.
