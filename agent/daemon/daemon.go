@@ -477,6 +477,7 @@ func (a *agent) state() State {
 	}
 	if s.Ready {
 		s.Containerd = a.host.client.Version()
+		s.Waiting = a.engine.Waiting()
 	}
 	return s
 }

@@ -34,6 +34,8 @@ type State struct {
 	Tasks       int       `json:"tasks"`
 	Outbox      int       `json:"outbox"` // state changes that the cluster has not taken
 	Containerd  string    `json:"containerd"`
+	// Waiting are the tasks that wait for resources of the host.
+	Waiting []engine.Waiting `json:"waiting,omitempty"`
 }
 
 // debugServer answers on the agent's debug socket, which only root can open. It tells

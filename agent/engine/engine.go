@@ -68,6 +68,7 @@ func New(c Config) (*Engine, error) {
 	if c.Admission == nil {
 		return nil, errors.New("engine: Admission is missing")
 	}
+	c.Admission.tell = e.waits
 	for _, r := range append([]Resource{c.Admission}, c.Resources...) {
 		if e.kinds[r.Kind()] != nil {
 			return nil, fmt.Errorf("engine: two adapters for kind %q", r.Kind())
@@ -135,6 +136,19 @@ func (e *Engine) observe(kind string, o Observer) {
 		e.log.Error("observing ended; running processes are found by probing only", "kind", kind, "err", err)
 	}
 }
+
+// waits notes that a task has to wait for its share of the host, and for what.
+func (e *Engine) waits(arn, why string) {
+	r := e.byARN(arn)
+	if r == nil {
+		return
+	}
+	r.log.Info("the task waits for resources of the host", "why", why)
+	r.note(task.Event{At: time.Now(), Kind: task.EventWaiting, Resource: plan.Admission, Text: why})
+}
+
+// Waiting lists the tasks that wait for their share of the host, in order.
+func (e *Engine) Waiting() []Waiting { return e.c.Admission.Waiting() }
 
 // Accept takes up tasks whose commit has succeeded. A task that is known already is
 // left alone.

@@ -251,25 +251,3 @@ func TestAdmission(t *testing.T) {
 		}
 	})
 }
-
-func TestAdmissionOfPorts(t *testing.T) {
-	a := NewAdmission(Share{CPU: 1024, Memory: 1024}, []Port{{22, "tcp"}})
-	port := func(id string, n uint16) *task.Task {
-		tk := newTask(id, "web")
-		tk.NetworkMode = task.NetworkBridge
-		tk.Containers[0].Ports = []task.Port{{ContainerPort: 80, HostPort: n, Protocol: "tcp"}}
-		return tk
-	}
-	for _, tt := range []struct {
-		port uint16
-		fits bool
-	}{{80, true}, {80, false}, {22, false}, {81, true}} {
-		tk := port("p", tt.port)
-		if got := a.fits(Need(tk)); got != tt.fits {
-			t.Errorf("port %d fits: %v, want %v", tt.port, got, tt.fits)
-		}
-		if tt.fits {
-			a.take(string(rune('a'+tt.port)), Need(tk))
-		}
-	}
-}

@@ -39,6 +39,7 @@ type runner struct {
 	mu       sync.Mutex
 	facts    []task.Fact
 	orders   []order
+	notes    []task.Event // lines for the event log that come from outside
 	doubt    bool
 	snapshot View
 }
@@ -63,6 +64,14 @@ func newRunner(e *Engine, t *task.Task, k *task.Known) *runner {
 func (r *runner) fact(f task.Fact) {
 	r.mu.Lock()
 	r.facts = append(r.facts, f)
+	r.mu.Unlock()
+	r.ring()
+}
+
+// note puts a line into the event log.
+func (r *runner) note(ev task.Event) {
+	r.mu.Lock()
+	r.notes = append(r.notes, ev)
 	r.mu.Unlock()
 	r.ring()
 }
@@ -151,7 +160,8 @@ func (r *runner) wait(timer *time.Timer, wake time.Time) bool {
 func (r *runner) fold() []order {
 	r.mu.Lock()
 	facts, orders, doubt := r.facts, r.orders, r.doubt
-	r.facts, r.orders, r.doubt = nil, nil, false
+	r.lines = append(r.lines, r.notes...)
+	r.facts, r.orders, r.notes, r.doubt = nil, nil, nil, false
 	r.mu.Unlock()
 	for _, f := range facts {
 		ev, news := plan.Fold(r.task, r.k, f)
@@ -360,7 +370,7 @@ func (r *runner) deps(handle task.Handle) Deps {
 	for id, rec := range r.k.Resources {
 		records[id] = *rec
 	}
-	return Deps{Handle: handle, Get: func(id task.ResourceID) (task.Record, bool) {
+	return Deps{Handle: handle, Since: r.k.Received, Get: func(id task.ResourceID) (task.Record, bool) {
 		rec, ok := records[id]
 		return rec, ok
 	}}

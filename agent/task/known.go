@@ -336,5 +336,6 @@ type FoundContainer struct {
 // builds on: the records of the task's other resources, read-only.
 type Deps struct {
 	Handle Handle
+	Since  time.Time // when the task was received
 	Get    func(ResourceID) (Record, bool)
 }

@@ -95,6 +95,9 @@ type Container struct {
 	Secrets  []SecretRef   `json:"secrets,omitempty"`
 	EnvFiles []string      `json:"envFiles,omitempty"` // ARNs of S3 objects
 	Registry *RegistryAuth `json:"registry,omitempty"` // nil: no credentials, or those of the settings
+	// GPUs are the devices that the cluster gave to the container, by the ids that the
+	// agent registered.
+	GPUs []string `json:"gpus,omitempty"`
 
 	HealthCheckType string     `json:"healthCheckType,omitempty"`
 	Restart         *Restart   `json:"restart,omitempty"`
