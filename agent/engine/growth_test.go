@@ -44,7 +44,7 @@ func TestMemoryDoesNotGrow(t *testing.T) {
 	}
 	e, err := engine.New(engine.Config{
 		Store:     forgetful{},
-		Resources: []engine.Resource{always(task.KindCgroup), always(task.KindNetwork), always(task.KindImage), runtimetest.New()},
+		Resources: []engine.Resource{always(task.KindCgroup), always(task.KindNetwork), always(task.KindImage), always(task.KindEndpoint), runtimetest.New()},
 		Admission: engine.NewAdmission(engine.Share{CPU: 4096, Memory: 4096}, nil),
 		Settings: plan.Settings{
 			StopTimeout: time.Second, CreateTimeout: time.Minute, StartTimeout: time.Minute, PullTimeout: time.Minute, Relist: time.Minute,

@@ -405,6 +405,9 @@ func (r *runner) act(ctx context.Context, adapter Resource, a plan.Action, h tas
 			err = task.Failf(task.Invalid, task.TaskStateInvalid, "%s of %s panicked: %v", a.Verb, a.Resource, p)
 		}
 	}()
+	if adapter == nil && a.Verb == task.VerbRemove {
+		return task.Fact{Resource: a.Resource, Verb: a.Verb, At: time.Now()}, nil // it was never made
+	}
 	if adapter == nil {
 		return f, task.Failf(task.Invalid, task.ResourceInitialization, "this agent cannot make a %s", a.Resource.Kind)
 	}

@@ -77,8 +77,11 @@ func fakeLab(t *testing.T) *lab {
 		t.Fatal(err)
 	}
 	e, err := engine.New(engine.Config{
-		Store:     db,
-		Resources: []engine.Resource{nothing(agenttask.KindCgroup), nothing(agenttask.KindNetwork), nothing(agenttask.KindImage), runtimetest.New()},
+		Store: db,
+		Resources: []engine.Resource{
+			nothing(agenttask.KindCgroup), nothing(agenttask.KindNetwork), nothing(agenttask.KindImage), nothing(agenttask.KindEndpoint),
+			nothing(agenttask.KindVolume), runtimetest.New(),
+		},
 		Admission: engine.NewAdmission(engine.Share{CPU: 65536, Memory: 65536}, nil),
 		Settings: plan.Settings{
 			StopTimeout: 5 * time.Second, CreateTimeout: time.Minute, StartTimeout: time.Minute,
