@@ -204,6 +204,7 @@ type Berth struct {
 	LogDir           string
 	LogFileSize      int64 // bytes
 	LogFiles         int64
+	LogNoneDropped   bool
 	LoggerPath       string
 	StartConcurrency int64 // 0 means a number fitting the CPUs
 	KeyFile          string

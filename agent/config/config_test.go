@@ -53,7 +53,7 @@ func TestDefaults(t *testing.T) {
 		"stop":        c.Engine.StopTimeout == 30*time.Second,
 		"cleanup":     c.Engine.CleanupWait == 3*time.Hour,
 		"limits":      c.Host.TaskLimits && !c.Explicit("ECS_ENABLE_TASK_CPU_MEM_LIMIT"),
-		"drivers":     cmp.Equal(c.Logging.Drivers, []string{"json-file", "none"}),
+		"drivers":     len(c.Logging.Drivers) == 8 && c.Logging.AwslogsRole,
 		"pull":        c.Images.PullBehavior == "default" && c.Images.PullTimeout == 2*time.Hour,
 		"rates":       c.Metadata.Rates == Rates{40, 60},
 		"ipv6":        c.Network.ExcludeIPv6Bindings,

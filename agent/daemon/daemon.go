@@ -131,6 +131,7 @@ func (a *agent) version() string {
 func (a *agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.debug().serve(ctx, a.socket()) })
+	g.Go(func() error { return a.serveGrants(ctx) })
 
 	var up errgroup.Group
 	up.Go(func() error { return a.register(ctx) })

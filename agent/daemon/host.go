@@ -16,6 +16,7 @@ import (
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/image"
+	"berth.dev/berth/agent/logs/link"
 	"berth.dev/berth/agent/netns"
 	"berth.dev/berth/agent/resource"
 	"berth.dev/berth/agent/roles"
@@ -44,6 +45,9 @@ type hostSide struct {
 	log     *slog.Logger
 	c       *config.Config
 }
+
+// shipperStops is how long the shipper may take to end.
+const shipperStops = 10 * time.Second
 
 // containerdAddress is the socket that is configured, or the first that is there.
 func containerdAddress(c *config.Config) (string, error) {
@@ -75,7 +79,7 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 	h.client, err = runtime.Open(ctx, runtime.Config{
 		Address: address, Namespace: c.Berth.Namespace,
 		StateDir: c.Berth.RunDir, LogDir: filepath.Join(c.Berth.LogDir, "tasks"), LoggerPath: logger,
-		LogMaxBytes: c.Berth.LogFileSize, LogFiles: int(c.Berth.LogFiles),
+		Logs:        logSettings(c),
 		Snapshotter: c.Berth.Snapshotter, Runtime: c.Berth.OCIRuntime, InitPath: c.Berth.InitPath, HostsDir: c.Berth.RegistryHosts,
 		Region: c.Cluster.Region, Cluster: c.Cluster.Name, Given: h.secrets.Given, Log: log,
 	})
@@ -191,7 +195,7 @@ func (h *hostSide) close() error {
 func (h *hostSide) teardown(ctx context.Context) error {
 	endpoints := tmds.New(tmds.Config{Dir: endpointsDir(h.c), Files: &tmds.Files{Dir: filesDir(h.c)}})
 	_, err := engine.Sweep(ctx, append(h.resources(), endpoints), func(string) bool { return false }, h.log)
-	return errors.Join(err, h.volumes.Teardown(), h.storage.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx), h.secrets.TeardownHost())
+	return errors.Join(err, link.StopShipper(h.c.Berth.RunDir, shipperStops), h.volumes.Teardown(), h.storage.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx), h.secrets.TeardownHost())
 }
 
 // openVolumes makes the adapter for volumes. Tasks are kept from the agent's own

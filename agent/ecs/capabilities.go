@@ -65,7 +65,7 @@ func capabilities() []capability {
 		{name: capC + "ecr-auth", supported: true},
 		{name: capA + "execution-role-ecr-pull", supported: true},
 		{name: capA + "container-health-check", supported: true, when: func(c *config.Config) bool { return !c.Metadata.HealthDisabled }},
-		{name: capA + "execution-role-awslogs", when: func(c *config.Config) bool { return c.Logging.AwslogsRole }},
+		{name: capA + "execution-role-awslogs", supported: true, when: func(c *config.Config) bool { return c.Logging.AwslogsRole }},
 		{name: capA + "docker-plugin.local", supported: true},
 		{name: capA + "pid-ipc-namespace-sharing"},
 		{name: capA + "aws-appmesh", notExternal: true},
@@ -98,7 +98,9 @@ func dockerVersions() []string {
 }
 
 // logDrivers are those that this build writes.
-func logDrivers() []string { return []string{"json-file", "none"} }
+func logDrivers() []string {
+	return []string{"json-file", "syslog", "journald", "gelf", "fluentd", "awslogs", "splunk", "none"}
+}
 
 // Attributes is what a container instance with these settings on this host registers
 // with, in the order of the reference. Custom attributes come first, and only at the

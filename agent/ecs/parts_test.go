@@ -48,14 +48,17 @@ func TestAttributes(t *testing.T) {
 	for _, v := range dockerVersions() {
 		want = append(want, "com.amazonaws.ecs.capability.docker-remote-api."+v)
 	}
+	for _, d := range []string{"json-file", "syslog", "journald", "gelf", "fluentd", "splunk", "awslogs", "none"} {
+		want = append(want, "com.amazonaws.ecs.capability.logging-driver."+d)
+	}
 	want = append(want,
-		"com.amazonaws.ecs.capability.logging-driver.json-file", "com.amazonaws.ecs.capability.logging-driver.none",
 		"com.amazonaws.ecs.capability.task-iam-role",
 		"ecs.capability.task-cpu-mem-limit", "ecs.capability.increased-task-cpu-limit",
 		"ecs.capability.task-eni", "ecs.capability.task-eni.ipv6", "berth.capability.interface-pool",
 		"com.amazonaws.ecs.capability.ecr-auth",
 		"ecs.capability.execution-role-ecr-pull",
 		"ecs.capability.container-health-check",
+		"ecs.capability.execution-role-awslogs",
 		"ecs.capability.docker-plugin.local",
 		"ecs.capability.external",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
@@ -74,7 +77,8 @@ func TestAttributesFollowSettings(t *testing.T) {
 		{"ECS_ENABLE_TASK_CPU_MEM_LIMIT=false", "ecs.capability.task-cpu-mem-limit", false},
 		{"ECS_ENABLE_TASK_CPU_MEM_LIMIT=false", "ecs.capability.increased-task-cpu-limit", false},
 		{`ECS_AVAILABLE_LOGGING_DRIVERS=["none","awslogs"]`, "com.amazonaws.ecs.capability.logging-driver.json-file", false},
-		{`ECS_AVAILABLE_LOGGING_DRIVERS=["none","awslogs"]`, "com.amazonaws.ecs.capability.logging-driver.awslogs", false},
+		{`ECS_AVAILABLE_LOGGING_DRIVERS=["none","awslogs"]`, "com.amazonaws.ecs.capability.logging-driver.awslogs", true},
+		{"ECS_ENABLE_AWSLOGS_EXECUTIONROLE_OVERRIDE=false", "ecs.capability.execution-role-awslogs", false},
 		{"ECS_EXTERNAL=false", "ecs.capability.external", false},
 		{"ECS_EXTERNAL=false", "ecs.cpu-architecture=x86_64", false},
 		{"ECS_DETAILED_OS_FAMILY=mine_1", "ecs.os-type-detailed=mine_1", true},

@@ -158,7 +158,7 @@ func translateContainer(w *acs.Container) (*task.Container, error) {
 	c := &task.Container{
 		Name: w.Name, ARN: w.ContainerARN, Image: w.Image, Command: w.Command, EntryPoint: w.EntryPoint,
 		Environment: w.Environment, CPU: w.CPU, Memory: w.Memory, Essential: w.Essential, Links: w.Links,
-		HealthCheckType: w.HealthCheckType,
+		HealthCheckType: w.HealthCheckType, LogsAuth: w.LogsAuthStrategy,
 	}
 	var err error
 	if c.StartTimeout, err = seconds("startTimeout", w.StartTimeout); err != nil {

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"berth.dev/berth/agent/logs"
 	"berth.dev/berth/agent/spec"
 	"berth.dev/berth/agent/task"
 
@@ -50,9 +51,8 @@ type Config struct {
 	StateDir string
 	LogDir   string
 	// LoggerPath is the berth-logger program; "" discards the containers' output.
-	LoggerPath  string
-	LogMaxBytes int64 // size of one log file; 0 means 10 MiB
-	LogFiles    int   // log files per container; 0 means 5
+	LoggerPath string
+	Logs       logs.Settings // what becomes of it; Logs.Logs is LogDir and need not be set
 
 	InitPath  string // static init program for containers that ask for one; "" means none
 	PidsLimit int64  // processes per container that sets none; 0 means DefaultPidsLimit, -1 no limit
@@ -88,6 +88,7 @@ func (c *Config) complete() error {
 			return fmt.Errorf("runtime: %s %q is not an absolute path", p.name, p.path)
 		}
 	}
+	c.Logs.Logs = c.LogDir
 	if c.LoggerPath != "" && !filepath.IsAbs(c.LoggerPath) {
 		return fmt.Errorf("runtime: LoggerPath %q is not an absolute path", c.LoggerPath)
 	}

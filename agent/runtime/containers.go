@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"net/url"
 	"os"
 	"path"
 	"path/filepath"
@@ -17,6 +16,7 @@ import (
 
 	"berth.dev/berth/agent/engine"
 	failpoint "berth.dev/berth/agent/fail"
+	"berth.dev/berth/agent/logs"
 	"berth.dev/berth/agent/spec"
 	"berth.dev/berth/agent/task"
 
@@ -123,7 +123,7 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	if err != nil {
 		return task.Result{}, err
 	}
-	if err := os.MkdirAll(s.c.logDir(t.ID(), name), 0o750); err != nil {
+	if err := s.c.prepareLog(p); err != nil {
 		return task.Result{}, classify(fmt.Errorf("log directory of container %s: %w", name, err), task.CannotCreateContainer)
 	}
 	s.c.track(p.h, t.ID(), name)
@@ -166,7 +166,7 @@ type planned struct {
 	user  string
 	dir   string
 	in    spec.Input
-	log   logLimits
+	log   *logs.Plan
 
 	mounts  map[string]volumeHandle // by volume
 	storage string                  // of what the container writes; "" means the snapshotter's
@@ -219,7 +219,7 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 			return nil, task.Failf(task.Unclassified, task.CannotCreateContainer, "listing the host's devices: %w", err)
 		}
 	}
-	if p.log, err = logLimitsOf(c); err != nil {
+	if p.log, err = s.c.logPlan(p, c); err != nil {
 		return nil, err
 	}
 	if p.user = c.Config.User; p.user == "" {
@@ -377,7 +377,7 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 		Terminal:    p.in.Container.Config.Tty,
 		Options:     typeurl.MarshalProto(c.options),
 	}
-	if c.cfg.LoggerPath != "" && p.in.Container.HostConfig.LogConfig.Type != "none" {
+	if c.cfg.LoggerPath != "" && p.log.Args != nil {
 		req.Stdout = c.logURI(p)
 		if !req.Terminal {
 			req.Stderr = req.Stdout
@@ -413,18 +413,6 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 		return unavailable(fmt.Errorf("container %s: an earlier process ended before it was started", p.h.ID))
 	}
 	return err
-}
-
-func (c *Client) logURI(p *planned) string {
-	q := url.Values{"path": {c.LogPath(p.t.ID(), p.name)}}
-	if size := cmp.Or(p.log.bytes, c.cfg.LogMaxBytes); size > 0 {
-		q.Set("max", strconv.FormatInt(size, 10))
-	}
-	if files := cmp.Or(p.log.files, c.cfg.LogFiles); files > 0 {
-		q.Set("files", strconv.Itoa(files))
-	}
-	u := url.URL{Scheme: "binary", Path: c.cfg.LoggerPath, RawQuery: q.Encode()}
-	return u.String()
 }
 
 func mountsProto(ms []mount.Mount) []*types.Mount {

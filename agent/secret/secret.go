@@ -107,6 +107,21 @@ func (s *Secrets) Given(t *task.Task, container string) (task.Given, error) {
 	return g, nil
 }
 
+// Again is Given, for a container that runs already: where the values were forgotten,
+// they are fetched once more and not kept.
+func (s *Secrets) Again(ctx context.Context, t *task.Task, container string) (task.Given, error) {
+	g, err := s.Given(t, container)
+	if task.ClassOf(err) != task.Unavailable {
+		return g, err
+	}
+	f := newFetch(ctx, s.c.Roles, t)
+	f.run()
+	if err := f.failed(); err != nil {
+		return task.Given{}, err
+	}
+	return f.give(t.Container(container))
+}
+
 // Remove forgets the values and takes the file system away.
 func (s *Secrets) Remove(_ context.Context, t *task.Task, _ string, _ task.Handle) error {
 	s.mu.Lock()

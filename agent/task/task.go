@@ -100,6 +100,7 @@ type Container struct {
 	GPUs []string `json:"gpus,omitempty"`
 
 	HealthCheckType string     `json:"healthCheckType,omitempty"`
+	LogsAuth        string     `json:"logsAuth,omitempty"` // "ExecutionRole": that role sends the log
 	Restart         *Restart   `json:"restart,omitempty"`
 	Config          Config     `json:"config"`
 	HostConfig      HostConfig `json:"hostConfig"`

@@ -5,18 +5,22 @@
 // depend on the agent or on containerd being alive, and never makes the container wait
 // for the disk: what cannot be written is dropped and counted in the log.
 //
-// Arguments come as key and value in any order: path FILE, max BYTES, files N.
+// Arguments come as key and value in any order: path FILE, max BYTES, files N; for
+// output that is sent on, run DIR of the sockets, logs DIR of all logs, and block 1 if
+// the container is to wait for its destination and for the disk.
 package main
 
 import (
 	"os"
 	"os/signal"
+	"path/filepath"
 	"strconv"
 	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
 
+	"berth.dev/berth/agent/logs/link"
 	"berth.dev/berth/agent/runtime/logfile"
 )
 
@@ -25,6 +29,9 @@ import (
 // end of both streams is there at once; a process that outlives its container and
 // holds one open must not keep the logger.
 const idleAfterTerm = 500 * time.Millisecond
+
+// diskAgain is how often a blocking log tries a disk again that cannot be written.
+const diskAgain = 200 * time.Millisecond
 
 func main() {
 	// Ready as early as possible: the container's creation waits for this.
@@ -35,19 +42,38 @@ func main() {
 		args[os.Args[i]] = os.Args[i+1]
 	}
 	if args["path"] == "" {
-		os.Stderr.WriteString("berth-logger: usage: berth-logger path FILE [max BYTES] [files N]; started by the containerd shim\n")
+		os.Stderr.WriteString("berth-logger: usage: berth-logger path FILE [max BYTES] [files N] [run DIR logs DIR [block 1]]; started by the containerd shim\n")
 		os.Exit(2)
 	}
-	max, _ := strconv.ParseInt(args["max"], 10, 64)  // 0 means the default
-	files, _ := strconv.Atoi(args["files"])          // likewise
-	w := logfile.NewWriter(args["path"], max, files) // never fails
-
 	term := make(chan os.Signal, 1)
 	signal.Notify(term, syscall.SIGTERM)
 	signal.Ignore(syscall.SIGINT, syscall.SIGHUP, syscall.SIGPIPE)
 
+	max, _ := strconv.ParseInt(args["max"], 10, 64)  // 0 means the default
+	files, _ := strconv.Atoi(args["files"])          // likewise
+	w := logfile.NewWriter(args["path"], max, files) // never fails
+
 	var touched atomic.Int64
-	touch := func() { touched.Add(1) }
+	touch := func(int) { touched.Add(1) }
+	release := func() {}
+	hangUp := func() {}
+	if args["run"] != "" {
+		l := link.Dial(link.Config{
+			Run: args["run"], Root: args["logs"], Dir: filepath.Dir(args["path"]), Blocking: args["block"] == "1",
+			Program: filepath.Join(filepath.Dir(os.Args[0]), "berth-shipper"),
+		})
+		var ending atomic.Bool
+		if args["block"] == "1" {
+			w.Again = func(error) bool {
+				touched.Add(1)
+				time.Sleep(diskAgain)
+				return !ending.Load()
+			}
+		}
+		touch = func(n int) { touched.Add(1); l.Wrote(n) }
+		release = func() { ending.Store(true); l.Release() }
+		hangUp = l.Close
+	}
 	var streams sync.WaitGroup
 	for fd, name := range map[uintptr]string{3: logfile.Stdout, 4: logfile.Stderr} {
 		streams.Go(func() {
@@ -61,9 +87,12 @@ func main() {
 	select {
 	case <-done:
 	case <-term:
+		// The container has ended: nothing waits for its destination any more.
+		release()
 		drain(done, &touched)
 	}
 	w.Close()
+	hangUp()
 }
 
 // drain waits for the end of the streams, or until nothing has come for a while.

@@ -44,8 +44,13 @@ var imports = []struct {
 	{"agent/engine", []string{"agent/task", "agent/plan", "agent/fail"}},
 	{"agent/state", []string{"agent/task", "agent/fail"}},
 	{"agent/creds", []string{"agent/task", "agent/fail"}},
+	{"agent/logs", []string{"agent/task"}},
+	{"agent/logs/link", nil},
+	{"agent/logs/grant", nil},
+	{"agent/logs/sink", []string{"agent/logs"}},
+	{"agent/logs/ship", []string{"agent/logs/...", "agent/runtime/logfile"}},
 	{"agent/runtime/embedded", nil},
-	{"agent/runtime/...", []string{"agent/task", "agent/spec", "agent/fail", "agent/engine", "agent/runtime/..."}},
+	{"agent/runtime/...", []string{"agent/task", "agent/logs", "agent/spec", "agent/fail", "agent/engine", "agent/runtime/..."}},
 	{"agent/image", []string{"agent/task", "agent/engine", "agent/fail", "agent/runtime", "agent/roles", "agent/secret"}},
 	{"agent/attach", []string{"agent/task"}},
 	{"agent/netns", []string{"agent/task", "agent/engine", "agent/fail", "eni/...", "cni-plugins/..."}},
@@ -202,7 +207,7 @@ func TestNoPackageWithoutAMeaning(t *testing.T) {
 // deps.txt, so that a new one is seen in review.
 func TestModulesOfThePrograms(t *testing.T) {
 	var got strings.Builder
-	for _, program := range []string{"berth", "berth-agent", "berth-logger"} {
+	for _, program := range []string{"berth", "berth-agent", "berth-logger", "berth-shipper"} {
 		cmd := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}", "./cmd/"+program)
 		cmd.Dir = root(t)
 		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-tags=no_cri,no_btrfs,no_zfs,no_devmapper,no_tracing")

@@ -82,6 +82,7 @@ type Server struct {
 	objects    map[string][]byte // by bucket/key
 	buckets    map[string]string // region by name
 	registries map[string]Token  // by account
+	groups     logGroups
 }
 
 type target struct {
@@ -105,6 +106,7 @@ func Start(t testing.TB) *Server {
 	s.ssm()
 	s.secretsManager()
 	s.ecr()
+	s.logs()
 	s.srv = httptest.NewServer(http.HandlerFunc(s.serve))
 	s.URL = s.srv.URL
 	t.Cleanup(s.srv.Close)

@@ -18,7 +18,7 @@ import (
 func (s *System) World() (world.Snapshot, error) {
 	shot, err := world.Take(context.Background(), world.Options{
 		Containerds: []world.Containerd{world.Namespace{Address: s.Containerd.Address, Name: "berth"}},
-		Programs:    []string{"berth-logger", "containerd-shim-runc-v2", "runc"},
+		Programs:    []string{"berth-logger", "berth-shipper", "containerd-shim-runc-v2", "runc"},
 		CgroupRoots: []string{s.Cgroup()}, MountPrefixes: []string{s.Dir},
 		NetnsDirs: []string{filepath.Join(s.Dir, "run", "network", "namespaces")},
 		Dirs:      []string{filepath.Join(s.Dir, "run"), filepath.Join(s.Dir, "log"), filepath.Join(s.Dir, "volumes", "tasks"), filepath.Join(s.Dir, "volumes", "storage")},

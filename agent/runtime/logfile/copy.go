@@ -8,15 +8,14 @@ import (
 )
 
 // Copy reads one stream of a container to its end and writes its lines to w. It holds
-// at most 64 KiB of input at a time, however long a line is. touched is called after
-// every read.
-func Copy(w *Writer, stream string, r io.Reader, touched func()) error {
+// at most 64 KiB of input at a time, however long a line is. stored is called with the
+// number of bytes of every read, after their complete lines have been written.
+func Copy(w *Writer, stream string, r io.Reader, stored func(int)) error {
 	buf := make([]byte, 64<<10)
 	lines := make([][]byte, 0, 64)
 	held := 0 // bytes of an unfinished line at the start of buf
 	for {
 		n, err := r.Read(buf[held:])
-		touched()
 		data := buf[:held+n]
 		lines = lines[:0]
 		for {
@@ -28,6 +27,7 @@ func Copy(w *Writer, stream string, r io.Reader, touched func()) error {
 			data = data[cut:]
 		}
 		w.Write(stream, time.Now(), lines...)
+		stored(n)
 		held = copy(buf, data)
 		if err == io.EOF {
 			return nil

@@ -47,7 +47,7 @@ func TestCopySplitsLines(t *testing.T) {
 		t.Run(tc.name, func(t *testing.T) {
 			path := filepath.Join(t.TempDir(), Name)
 			w := NewWriter(path, 0, 0)
-			if err := Copy(w, Stdout, iotest(tc.in), func() {}); err != nil {
+			if err := Copy(w, Stdout, iotest(tc.in), func(int) {}); err != nil {
 				t.Fatal(err)
 			}
 			if tc.in == "" {

@@ -1,6 +1,7 @@
 package logfile
 
 import (
+	"errors"
 	"os"
 	"strconv"
 	"sync"
@@ -34,9 +35,15 @@ type Writer struct {
 	maxBytes int64
 	files    int
 
+	// Again, if set, is asked when entries could not be stored: true has them tried
+	// again, false has them dropped. It may wait, and is called with no lock held.
+	Again func(error) bool
+
 	mu      sync.Mutex
 	f       *os.File
 	size    int64
+	head    int64  // size of the open file's head
+	entries uint64 // stored so far, in all files
 	dropped uint64
 	reason  string
 	buf     []byte
@@ -57,21 +64,36 @@ func NewWriter(path string, maxBytes int64, files int) *Writer {
 // Write stores lines, each with its final newline if it has one, as entries of stream
 // with the same time.
 func (w *Writer) Write(stream string, at time.Time, lines ...[]byte) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
 	for len(lines) > 0 {
-		lines = lines[w.some(stream, at, lines):]
+		w.mu.Lock()
+		n, err := w.some(stream, at, lines)
+		w.mu.Unlock()
+		if err != nil && w.Again != nil && w.Again(err) {
+			continue
+		}
+		if err != nil {
+			w.drop(n, err)
+		}
+		lines = lines[n:]
 	}
 }
 
+func (w *Writer) drop(n int, err error) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.dropped += uint64(n)
+	w.reason = err.Error()
+}
+
 // some stores as many lines as one file has room for, at least one, and returns their
-// number.
-func (w *Writer) some(stream string, at time.Time, lines [][]byte) int {
-	start := w.dropped
+// number. With an error none of them is stored.
+func (w *Writer) some(stream string, at time.Time, lines [][]byte) (int, error) {
+	noted := uint64(0)
 	w.buf = w.buf[:0]
 	if w.dropped > 0 {
 		note := "berth-logger: " + strconv.FormatUint(w.dropped, 10) + " lines lost: " + w.reason + "\n"
 		w.buf = appendEntry(w.buf, StreamNote, at, []byte(note))
+		noted = 1
 	}
 	err := w.open()
 	room, n := w.maxBytes-w.size, 0
@@ -85,18 +107,17 @@ func (w *Writer) some(stream string, at time.Time, lines [][]byte) int {
 			w.buf = w.buf[:mark]
 			break
 		}
-		room = w.maxBytes // of the next file
+		room = w.maxBytes - maxHead // of the next file
 	}
 	if err == nil {
 		err = w.append()
 	}
 	if err != nil {
-		w.dropped = start + uint64(n)
-		w.reason = err.Error()
-		return n
+		return n, err
 	}
 	w.dropped = 0
-	return n
+	w.entries += uint64(n) + noted
+	return n, nil
 }
 
 // Dropped is how many entries were lost since the last one that was stored.
@@ -120,7 +141,7 @@ func (w *Writer) Close() error {
 
 // append writes w.buf to the open file or the next one, whole or not at all.
 func (w *Writer) append() error {
-	if w.size > 0 && w.size+int64(len(w.buf)) > w.maxBytes {
+	if w.size > w.head && w.size+int64(len(w.buf)) > w.maxBytes {
 		if err := w.rotate(); err != nil {
 			return err
 		}
@@ -143,16 +164,43 @@ func (w *Writer) open() error {
 	if w.f != nil {
 		return nil
 	}
-	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_WRONLY|os.O_APPEND, 0o640)
+	f, err := os.OpenFile(w.path, os.O_CREATE|os.O_RDWR|os.O_APPEND, 0o640)
 	if err != nil {
 		return err
 	}
-	st, err := f.Stat()
-	if err != nil {
+	w.size, w.head = 0, 0
+	if err = w.begin(f); err != nil {
 		f.Close()
 		return err
 	}
-	w.f, w.size = f, st.Size()
+	w.f = f
+	return nil
+}
+
+// begin writes the head of a new file, or counts on from what is in one that an earlier
+// writer of the same log has left.
+func (w *Writer) begin(f *os.File) error {
+	st, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if st.Size() > 0 {
+		w.size = st.Size()
+		h, n, err := countEntries(f)
+		if err == nil {
+			w.head, w.entries = h.size, h.First+n
+		}
+		return err
+	}
+	b := appendHead(nil, w.entries)
+	n, err := f.Write(b)
+	if err != nil {
+		if n > 0 {
+			err = errors.Join(err, f.Truncate(0))
+		}
+		return err
+	}
+	w.size, w.head = int64(n), int64(n)
 	return nil
 }
 
@@ -161,8 +209,7 @@ func (w *Writer) rotate() error {
 		if err := w.f.Truncate(0); err != nil {
 			return err
 		}
-		w.size = 0
-		return nil
+		return w.begin(w.f)
 	}
 	for i := w.files - 2; i > 0; i-- {
 		err := os.Rename(Rotated(w.path, i), Rotated(w.path, i+1))
