@@ -41,10 +41,10 @@ func capabilities() []capability {
 	return []capability{
 		{name: capA + "private-registry-authentication.secretsmanager", supported: true},
 		{name: capA + "secrets.ssm.environment-variables", supported: true},
-		{name: capA + "secrets.ssm.bootstrap.log-driver"},
+		{name: capA + "secrets.ssm.bootstrap.log-driver", supported: true},
 		{name: capA + "ecr-endpoint", supported: true},
 		{name: capA + "secrets.asm.environment-variables", supported: true},
-		{name: capA + "secrets.asm.bootstrap.log-driver"},
+		{name: capA + "secrets.asm.bootstrap.log-driver", supported: true},
 		{name: capA + "container-ordering", supported: true},
 		{name: capA + "full-sync", supported: true},
 		{name: capA + "env-files.s3", supported: true},

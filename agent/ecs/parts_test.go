@@ -36,8 +36,10 @@ func TestAttributes(t *testing.T) {
 	want := []string{
 		"ecs.capability.private-registry-authentication.secretsmanager",
 		"ecs.capability.secrets.ssm.environment-variables",
+		"ecs.capability.secrets.ssm.bootstrap.log-driver",
 		"ecs.capability.ecr-endpoint",
 		"ecs.capability.secrets.asm.environment-variables",
+		"ecs.capability.secrets.asm.bootstrap.log-driver",
 		"ecs.capability.container-ordering",
 		"ecs.capability.full-sync",
 		"ecs.capability.env-files.s3",

@@ -2,7 +2,9 @@ package tasks
 
 import (
 	"fmt"
+	"io"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
@@ -63,6 +66,7 @@ func logs() []scenario {
 		return outcome{StopCode: types.TaskStopCodeTaskFailedToStart, Reason: reason, Containers: []end{{"main", noExit, reason}}}
 	}
 	var datagrams net.PacketConn
+	var collector net.Listener
 	return []scenario{
 		{name: "rotated log", want: ok, define: task(nil, container("seq", "1", "3000")), ended: rotated(3, 4096)},
 		{
@@ -109,7 +113,7 @@ func logs() []scenario {
 			},
 		},
 		{
-			name: "output to CloudWatch Logs with the instance's credentials", want: ok, output: []string{"to the cloud"},
+			name: "output to CloudWatch Logs", want: ok, output: []string{"to the cloud"},
 			define: func(l *lab) *ecs.RegisterTaskDefinitionInput {
 				key, err := os.ReadFile(filepath.Join(l.Dir, "agent.key"))
 				if err != nil {
@@ -131,6 +135,60 @@ func logs() []scenario {
 					}
 					return nil
 				})
+			},
+		},
+		{
+			name: "output to CloudWatch Logs in the name of the execution role", want: ok,
+			define: func(l *lab) *ecs.RegisterTaskDefinitionInput {
+				return task(func(in *ecs.RegisterTaskDefinitionInput) {
+					in.ExecutionRoleArn = aws.String("arn:aws:iam::000000000000:role/exec")
+				}, with(container("echo", "by the role"), driver(types.LogDriverAwslogs, map[string]string{
+					"awslogs-group": "/ecs/role", "awslogs-region": "us-east-1", "awslogs-create-group": "true", "awslogs-stream-prefix": "p", "awslogs-endpoint": l.services.URL,
+				})))(l)
+			},
+			ended: func(t *testing.T, l *lab, tk types.Task) {
+				system.Until(t, 10*time.Second, "the line is there", func() error {
+					if e := l.services.LogEvents("us-east-1", "/ecs/role", "p/main/"+taskID(tk)); len(e) != 1 || e[0].Message != "by the role" {
+						return fmt.Errorf("events %v", e)
+					}
+					return nil
+				})
+				if !slices.ContainsFunc(l.services.Calls("logs"), func(c services.Call) bool { return c.KeyID == "ASIAEXECUTION" }) {
+					t.Error("the execution role signed nothing")
+				}
+			},
+		},
+		{
+			name: "log option that is a secret", want: ok,
+			define: func(l *lab) *ecs.RegisterTaskDefinitionInput {
+				var err error
+				if collector, err = net.Listen("tcp", "127.0.0.1:0"); err != nil {
+					panic(err) // the scenario cannot be defined
+				}
+				return task(func(in *ecs.RegisterTaskDefinitionInput) {
+					in.ExecutionRoleArn = aws.String("arn:aws:iam::000000000000:role/exec")
+				}, with(container("echo", "to the collector"), func(c *types.ContainerDefinition) {
+					c.LogConfiguration = &types.LogConfiguration{
+						LogDriver: types.LogDriverSplunk, Options: map[string]string{"splunk-url": "http://" + collector.Addr().String(), "splunk-verify-connection": "false"},
+						SecretOptions: []types.Secret{{Name: aws.String("splunk-token"), ValueFrom: aws.String("/app/db")}},
+					}
+				}))(l)
+			},
+			ended: func(t *testing.T, _ *lab, _ types.Task) {
+				defer collector.Close()
+				got := make(chan string, 1)
+				go http.Serve(collector, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { //nolint:errcheck,gosec // it is closed
+					b, err := io.ReadAll(r.Body)
+					got <- fmt.Sprint(r.Header.Get("Authorization"), " ", string(b), err)
+				}))
+				select {
+				case s := <-got:
+					if !strings.HasPrefix(s, "Splunk parameter-value {") || !strings.Contains(s, `"line":"to the collector"`) {
+						t.Errorf("got %s", s)
+					}
+				case <-time.After(20 * time.Second):
+					t.Error("nothing came")
+				}
 			},
 		},
 	}
