@@ -53,7 +53,6 @@ func untilRestarts(name string, n int) func(t *testing.T, l *lab, tk types.Task)
 
 // restarts are about containers with a restart policy.
 func restarts() []scenario {
-	const loops = "sleep 1.1; exit 1"
 	return []scenario{
 		{
 			name: "one restart", want: exited(end{"main", 9, ""}), output: []string{"run", "run"}, ended: restarted(1),
@@ -106,8 +105,8 @@ func restarts() []scenario {
 			},
 		},
 		{
-			name: "stop of one that is started again and again", want: stopped(end{"main", 137, ""}), running: untilRestarts("main", 2),
-			define: task(nil, runs("main", loops, again(), stopTimeout(1))),
+			name: "stop of one that was started again twice", want: stopped(end{"main", 137, ""}), running: untilRestarts("main", 2),
+			define: task(nil, runs("main", "test -e /two && "+loop+"; test -e /one && touch /two; touch /one; sleep 1.2; exit 1", again(), stopTimeout(1))),
 		},
 		{
 			name: "restart beside others", want: exited(end{"main", 3, ""}, end{"second", 4, ""}, end{"third", 5, ""}), ended: restarted(1),

@@ -2,6 +2,10 @@ package tasks
 
 import (
 	"encoding/json"
+	"fmt"
+	"io"
+	"regexp"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -99,9 +103,11 @@ func TestTasks(t *testing.T) {
 				Containerd: kind, Programs: bin, AgentEnv: append(agentSettings(), l.settings(t)...),
 				ACS: func(c *cacs.Config) { c.Credentials, c.Faults = executionRole, &cacs.Faults{Alter: hurry} },
 			})
+			before := l.footprint(t)
 			t.Run("all", func(t *testing.T) { l.playAll(t, topics()) })
 			if !t.Failed() {
 				l.WaitClean(40 * time.Second)
+				l.restsAt(t, before)
 			}
 		})
 	}
@@ -135,4 +141,49 @@ func TestNamesOfRows(t *testing.T) {
 		}
 	}
 	t.Logf("%d rows", rows)
+}
+
+// footprint is what the agent uses of memory and goroutines.
+type footprint struct{ heap, goroutines int }
+
+var (
+	heapAlloc      = regexp.MustCompile(`# HeapAlloc = (\d+)`)
+	goroutineTotal = regexp.MustCompile(`goroutine profile: total (\d+)`)
+)
+
+func (l *lab) footprint(t *testing.T) footprint {
+	t.Helper()
+	number := func(path string, re *regexp.Regexp) int {
+		resp, err := l.Debug().Get("http://agent/debug/pprof/" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(resp.Body)
+		m := re.FindSubmatch(b)
+		if err != nil || m == nil {
+			t.Fatalf("%s: %v, %d bytes", path, err, len(b))
+		}
+		n, err := strconv.Atoi(string(m[1]))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return n
+	}
+	return footprint{heap: number("heap?gc=1&debug=1", heapAlloc), goroutines: number("goroutine?debug=1", goroutineTotal)}
+}
+
+// restsAt checks that all the tasks of the table have left nothing in the agent. What is
+// made once, such as connections and caches of images, is a few MiB.
+func (l *lab) restsAt(t *testing.T, before footprint) {
+	t.Helper()
+	const once = 8 << 20
+	system.Until(t, 20*time.Second, "the agent comes to rest", func() error {
+		now := l.footprint(t)
+		if now.heap > before.heap+once || now.goroutines > before.goroutines+10 {
+			return fmt.Errorf("heap %d KiB, before %d; goroutines %d, before %d", now.heap>>10, before.heap>>10, now.goroutines, before.goroutines)
+		}
+		t.Logf("heap %d KiB, before %d; goroutines %d, before %d", now.heap>>10, before.heap>>10, now.goroutines, before.goroutines)
+		return nil
+	})
 }
