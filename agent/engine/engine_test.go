@@ -2,6 +2,7 @@ package engine
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -235,6 +236,18 @@ func TestAdmission(t *testing.T) {
 		wantStatus(t, e, big, task.StatusRunning)
 		wantStatus(t, e, late, task.StatusNone)
 		wantStatus(t, e, small, task.StatusRunning) // not held back by the one that waits
+		if w := e.Waiting(); len(w) != 1 || w[0].TaskARN != late.ARN {
+			t.Errorf("waiting: %+v", w)
+		}
+		time.Sleep(2 * time.Second) // virtual: the event log is written with some delay
+		synctest.Wait()
+		s.mu.Lock()
+		if !slices.ContainsFunc(s.tasks["late"].events, func(ev task.Event) bool {
+			return ev.Kind == task.EventWaiting && ev.Text == "waits for 2048 CPU units, of which 1024 are free"
+		}) {
+			t.Errorf("no event says what it waits for: %+v", s.tasks["late"].events)
+		}
+		s.mu.Unlock()
 		if err := e.SetDesired(t.Context(), big.ARN, task.StatusStopped, 1); err != nil {
 			t.Fatal(err)
 		}
