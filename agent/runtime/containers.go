@@ -319,6 +319,8 @@ func (c *Client) prepare(ctx context.Context, p *planned) ([]mount.Mount, error)
 			if p.image, err = c.ready(ctx, p.image.Name, p.image.descriptor()); err != nil {
 				return nil, err
 			}
+		case leftSnapshot(err):
+			return nil, unavailable(fmt.Errorf("container %s: what containerd has left of an earlier snapshot is in the way until it is collected: %w", p.h.ID, native(err)))
 		default:
 			return nil, err
 		}

@@ -141,6 +141,14 @@ func leftBundle(err error, namespace, id string) (dir string, ok bool) {
 	return m[1], true
 }
 
+// leftSnapshot reports whether a snapshot could not be made because the directory that it
+// would get is there: containerd was killed while it made one, whose number is given again
+// and whose directory its garbage collection takes away.
+func leftSnapshot(err error) bool {
+	text := err.Error()
+	return strings.Contains(text, "failed to rename") && strings.Contains(text, "/snapshots/new-") && strings.Contains(text, "file exists")
+}
+
 // bundleUndone is how long containerd may take to undo a creation by itself.
 const bundleUndone = 2 * time.Second
 

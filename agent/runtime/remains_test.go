@@ -64,3 +64,15 @@ func TestCreationsAfterACrashAreTriedAgain(t *testing.T) {
 		t.Error("success became an error")
 	}
 }
+
+func TestLeftSnapshot(t *testing.T) {
+	for text, want := range map[string]bool{
+		"failed to rename: rename /r/snapshots/new-3176925521 /r/snapshots/91: file exists": true,
+		"failed to rename: rename /r/snapshots/new-1 /r/snapshots/91: no space left":        false,
+		"mkdir /x: file exists": false,
+	} {
+		if got := leftSnapshot(errors.New(text)); got != want {
+			t.Errorf("%q: %v", text, got)
+		}
+	}
+}
