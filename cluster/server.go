@@ -24,6 +24,7 @@ import (
 
 	"berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
+	"berth.dev/berth/cluster/ec2"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/tcs"
@@ -247,6 +248,10 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	if err != nil {
 		return err
 	}
+	network := ec2.New(ec2.Config{
+		Store: s.store, Region: c.Region, Account: c.Account, Authenticate: s.api.AuthenticateOperator, Log: c.Log,
+	})
+	s.api.Queries = map[string]api.Query{ec2.Version: network.Serve}
 	s.acs = acs.New(acs.Config{
 		Store: s.store, Authenticate: s.api.Authenticate, Fail: s.api.FailTask,
 		Node: s.node, Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,

@@ -249,6 +249,9 @@ func Verify(ns *Namespace, i Interface) error {
 		}
 	}
 	for _, want := range i.routes(l.Attrs().Index) {
+		if want.Type == unix.RTN_UNSPEC {
+			want.Type = unix.RTN_UNICAST
+		}
 		have, err := inside.RouteListFiltered(familyOf(want.Dst), &want, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_DST|netlink.RT_FILTER_TYPE)
 		if err != nil {
 			return fmt.Errorf("routes of interface %s: %w", i.Name, err)

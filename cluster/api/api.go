@@ -5,6 +5,8 @@ package api
 import (
 	"context"
 	"log/slog"
+	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
@@ -44,9 +46,17 @@ type API struct {
 	// Verifier checks signatures.
 	Verifier *sigv4.Verifier
 
+	// Queries answer requests of other services, which are forms, by the version of their
+	// API. They are set before the first request.
+	Queries map[string]Query
+
 	operations map[string]operation
 	placer     placer
 }
+
+// A Query answers a request that is a form and whose body has been read. It returns the
+// operation, and the code of the error or "".
+type Query func(w http.ResponseWriter, r *http.Request, body []byte, values url.Values, id string) (operation, code string)
 
 // CallerKind tells who calls.
 type CallerKind int

@@ -59,7 +59,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if isForm(r) || presigned {
-		a.serveSTS(w, r, body, id)
+		a.serveForm(w, r, body, id)
 		return
 	}
 	name, known := strings.CutPrefix(r.Header.Get("X-Amz-Target"), targetPrefix)
@@ -184,8 +184,10 @@ func isForm(r *http.Request) bool {
 	return strings.EqualFold(strings.TrimSpace(t), "application/x-www-form-urlencoded")
 }
 
-// serveSTS answers the query protocol of STS.
-func (a *API) serveSTS(w http.ResponseWriter, r *http.Request, body []byte, id string) {
+// serveForm answers a request of the query protocol, which tells by its version what
+// service it is for.
+func (a *API) serveForm(w http.ResponseWriter, r *http.Request, body []byte, id string) {
+	start := time.Now()
 	text := string(body)
 	if r.Method == http.MethodGet {
 		text = r.URL.RawQuery
@@ -195,6 +197,20 @@ func (a *API) serveSTS(w http.ResponseWriter, r *http.Request, body []byte, id s
 		a.replySTS(w, "", failure("MalformedInput", "The form could not be read."), id)
 		return
 	}
+	answer, ok := a.Queries[form.Get("Version")]
+	if !ok {
+		a.serveSTS(w, r, body, form, id)
+		return
+	}
+	operation, code := answer(w, r, body, form, id)
+	if a.Observe != nil {
+		a.Observe(operation, code, time.Since(start))
+	}
+	a.Log.Debug("call", "operation", operation, "code", code, "request", id, "dur", time.Since(start))
+}
+
+// serveSTS answers the query protocol of STS.
+func (a *API) serveSTS(w http.ResponseWriter, r *http.Request, body []byte, form url.Values, id string) {
 	c, err := a.Authenticate(r, body, "sts")
 	var result string
 	switch {
@@ -228,6 +244,19 @@ func stsError(e *Error) error {
 		out.Status = e.Status
 	}
 	return &out
+}
+
+// AuthenticateOperator lets a request of the query protocol pass that the operator has
+// signed for a service. The error is the service's own in its names, with the status.
+func (a *API) AuthenticateOperator(r *http.Request, body []byte, service string) error {
+	c, err := a.Authenticate(r, body, service)
+	if err != nil {
+		return stsError(a.errorOf(r.Context(), err))
+	}
+	if c.Kind != Operator {
+		return &Error{Code: "UnauthorizedOperation", Message: "You are not authorized to perform this operation. Only the operator's key is.", Status: http.StatusForbidden}
+	}
+	return nil
 }
 
 func (a *API) replySTS(w http.ResponseWriter, result string, err error, id string) string {

@@ -16,6 +16,7 @@ import (
 
 	cacs "berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
+	"berth.dev/berth/cluster/ec2"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 )
@@ -118,6 +119,10 @@ func (l *Lab) Start() {
 		cancel()
 		l.t.Fatal(err)
 	}
+	network := ec2.New(ec2.Config{
+		Store: l.Store, Region: LabRegion, Account: config.Account, Authenticate: l.API.AuthenticateOperator, Log: log,
+	})
+	l.API.Queries = map[string]api.Query{ec2.Version: network.Serve}
 	c := cacs.Config{Store: l.Store, Authenticate: l.API.Authenticate, Fail: l.API.FailTask, Node: LabNode, Log: log}
 	if l.acs != nil {
 		l.acs(&c)

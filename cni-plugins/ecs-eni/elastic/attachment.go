@@ -163,7 +163,7 @@ func checkAddresses(a *Attachment) error {
 	}
 	for _, gw := range a.Gateways {
 		switch {
-		case !gw.IsValid() || gw.IsUnspecified() || gw.Is4In6():
+		case !gw.IsValid() || gw.IsUnspecified() || gw.Is4In6() || gw.Zone() != "":
 			return fail(Invalid, "gateway %s is not an address", gw)
 		case seen[gw.Is4()]:
 			return fail(Invalid, "gateway %s is the second one of its family", gw)
