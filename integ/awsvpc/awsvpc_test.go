@@ -197,8 +197,8 @@ func TestTwoHosts(t *testing.T) {
 	second := newSegment(t, "10.214.0.1/20")
 	l := newLab(t, system.Options{AgentEnv: []string{"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=2s", "ECS_CONTAINER_STOP_TIMEOUT=5s", "BERTH_ENI_POOL=macvlan:seg0"}})
 	here := l.instances(1)[0]
-	two := l.StartSecond(t, "two", second, "BERTH_ENI_POOL=bridge:seg0").Dir
-	one := l.Dir
+	other := l.StartSecond(t, "two", second, "BERTH_ENI_POOL=bridge:seg0")
+	one, two := l.Dir, other.Dir
 	there := ""
 	for _, arn := range l.instances(2) {
 		if arn != here {
@@ -245,6 +245,22 @@ func TestTwoHosts(t *testing.T) {
 	l.reaches(d, one, addrB, "b")
 	l.blocked(a, one, addrB)
 	l.blocked(b, two, addrA)
+
+	// The agents go and come back; the tasks and their rules stay.
+	l.Agent.Kill()
+	other.Kill()
+	l.reaches(c, two, addrA, "a")
+	l.StartAgent()
+	other.Restart()
+	l.WaitConnected(10 * time.Second)
+	l.instances(2)
+	for _, tk := range l.Describe(*a.TaskArn, *b.TaskArn, *c.TaskArn, *d.TaskArn) {
+		if aws.ToString(tk.LastStatus) != "RUNNING" || aws.ToString(tk.DesiredStatus) != "RUNNING" {
+			t.Fatalf("after a restart of the agents: %s\n%s", system.Explain(tk), l.Events(*tk.TaskArn))
+		}
+	}
+	l.reaches(d, one, addrB, "b")
+	l.blocked(a, one, addrB)
 	l.update(func(tx *store.Tx) error {
 		store.Delete(tx, store.SecurityGroupRules, store.Key(web, rule.ID))
 		return nil
