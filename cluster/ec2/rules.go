@@ -300,7 +300,8 @@ func (s *Server) ruleMembers(r *store.SecurityGroupRule) []node {
 	}
 	switch {
 	case r.PeerGroup != "":
-		out = append(out, list("referencedGroupInfo", text("groupId", r.PeerGroup), text("userId", s.Account)))
+		// Without its owner, whom Terraform would compare with an account that it may not know.
+		out = append(out, list("referencedGroupInfo", text("groupId", r.PeerGroup)))
 	case r.IPv6 != "":
 		out = append(out, text("cidrIpv6", r.IPv6))
 	default:
