@@ -41,7 +41,7 @@ type Devices interface {
 type Config struct {
 	Store   Store
 	Devices Devices
-	// Known returns the desired status of a task that the agent has.
+	// Known returns the desired status of a task that the agent has, or had lately.
 	Known func(taskARN string) (task.Status, bool)
 	// Submit tells the cluster of an interface of the instance, which belongs to no task.
 	Submit func(ctx context.Context, attachmentARN string, s task.AttachmentStatus) error
@@ -71,6 +71,7 @@ type Keeper struct {
 type entry struct {
 	record  task.Attachment
 	waiting bool
+	cancel  context.CancelFunc // of the wait
 }
 
 // New makes a Keeper with what is stored.
@@ -94,7 +95,9 @@ func (k *Keeper) Run(ctx context.Context) error {
 	k.mu.Lock()
 	k.ctx = ctx
 	for _, e := range k.known {
-		k.start(e)
+		if e.record.Status != task.AttachmentAttached {
+			k.start(e) // the report of the others is in the outbox
+		}
 	}
 	k.mu.Unlock()
 	tick := time.NewTicker(sweepEvery)
@@ -161,8 +164,11 @@ func (k *Keeper) start(e *entry) {
 		return
 	}
 	e.waiting = true
-	ctx, a := k.ctx, e.record
+	ctx, cancel := context.WithCancel(k.ctx)
+	e.cancel = cancel
+	a := e.record
 	k.waiting.Go(func() {
+		defer cancel()
 		err := k.attach(ctx, a)
 		k.mu.Lock()
 		defer k.mu.Unlock()
@@ -237,7 +243,11 @@ func (k *Keeper) sweep(ctx context.Context) {
 			continue // of the instance
 		}
 		desired, known := k.c.Known(e.record.TaskARN)
-		if known && desired == task.StatusStopped || !known && now.After(e.record.Expires) {
+		switch {
+		case !(known && desired == task.StatusStopped || !known && now.After(e.record.Expires)):
+		case e.waiting:
+			e.cancel() // what it makes is taken away the next time
+		default:
 			gone = append(gone, e.record)
 		}
 	}

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/agent/attach"
+	"berth.dev/berth/agent/task"
 )
 
 // startAttachments waits for the network interfaces that the cluster has announced and
@@ -13,7 +14,7 @@ import (
 // would look like nobody's.
 func (a *agent) startAttachments(ctx context.Context, g *errgroup.Group) error {
 	k, err := attach.New(ctx, attach.Config{
-		Store: a.db, Devices: a.host.network, Known: a.engine.Known, Submit: a.ecs.SubmitAttachmentState, Log: a.log,
+		Store: a.db, Devices: a.host.network, Known: a.wanted, Submit: a.ecs.SubmitAttachmentState, Log: a.log,
 	})
 	if err != nil {
 		return err
@@ -24,4 +25,13 @@ func (a *agent) startAttachments(ctx context.Context, g *errgroup.Group) error {
 	}
 	g.Go(func() error { return ignoreCancel(ctx, k.Run(ctx)) })
 	return nil
+}
+
+// wanted is the desired status of a task; one that was stopped and forgotten counts as
+// STOPPED.
+func (a *agent) wanted(arn string) (task.Status, bool) {
+	if s, ok := a.engine.Known(arn); ok {
+		return s, true
+	}
+	return task.StatusStopped, a.db.Tombstone(arn)
 }
