@@ -50,6 +50,9 @@ func TestChurnOnABridge(t *testing.T) {
 	if !errors.As(err, &exit) || exit.ExitCode() != curlRefused {
 		t.Errorf("the task does not reach the world: %v: %s", err, out)
 	}
+	if out, err := exec.Command("nsenter", "--net="+ns, "curl", "-sS", "--max-time", "3", "http://169.254.170.2/v2/metadata").CombinedOutput(); err != nil {
+		t.Errorf("the task does not reach its metadata: %v: %s", err, out)
+	}
 	l.Stop(*web.TaskArn, *peer.TaskArn)
 	def := l.Register(&ecs.RegisterTaskDefinitionInput{
 		Family: aws.String("churn"), NetworkMode: types.NetworkModeAwsvpc,
