@@ -143,20 +143,22 @@ func registries() []scenario {
 		return scenario{name: name, want: neverStarted(reason, end{"main", noExit, reason}), define: define}
 	}
 	const (
-		absent   = "CannotPullImageManifestError: The task can’t pull the image. Check whether the image exists. pull access denied for registry.example.com/private/app:1, repository does not exist or may require authorization: denied: requested access to the resource is denied: "
+		absent   = "CannotPullImageManifestError: The task can’t pull the image. Check whether the image exists. pull access denied for registry.example.com/private/denied:1, repository does not exist or may require authorization: denied: requested access to the resource is denied: "
 		login    = "CannotPullContainerAuthError: engine docker private registry credentials: secret "
 		response = "CannotPullImageManifestError: unexpected status from HEAD request to http://REGISTRY/v2/"
 	)
+	// What fails is named differently from what does not: an image that another row has
+	// pulled would be used.
 	return []scenario{
 		pulled("image of ECR", from(ecrRegistry, "ecr/app:1")),
 		pulled("password of Secrets Manager", from(aliased, "private/app:1", credentials("registry"))),
 		pulled("password of the settings", from(known, "known/app:1")),
 		pulled("registry under another name", from(aliased, "team/alias:1")),
-		fails(denied+" log in to ECR", "CannotPullECRContainerError: engine ecr credentials: AccessDeniedException: User: arn:aws:sts::123456789012:assumed-role/weak/berth is not authorized to perform: ecr:GetAuthorizationToken because no identity-based policy allows the ecr:GetAuthorizationToken action; check the policies of the execution role", image(ecrRegistry, "ecr/app:1")),
-		fails("no password", absent+"pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials", image(aliased, "private/app:1")),
-		fails("wrong password", absent+"unexpected status from HEAD request to http://REGISTRY/v2/private/app/manifests/1?ns=registry.example.com: 401 Unauthorized", image(aliased, "private/app:1", credentials("wrong"))),
-		fails("secret without a password", login+secretARN("odd", "")+`: its value must be {"username": ..., "password": ...} with both not empty`, image(aliased, "private/app:1", credentials("odd"))),
-		fails("missing secret of a registry", login+secretARN("none", "")+": ResourceNotFoundException: Secrets Manager can't find the specified secret.", image(aliased, "private/app:1", credentials("none"))),
+		fails(denied+" log in to ECR", "CannotPullECRContainerError: engine ecr credentials: AccessDeniedException: User: arn:aws:sts::123456789012:assumed-role/weak/berth is not authorized to perform: ecr:GetAuthorizationToken because no identity-based policy allows the ecr:GetAuthorizationToken action; check the policies of the execution role", image(ecrRegistry, "ecr/denied:1")),
+		fails("no password", absent+"pull access denied, repository does not exist or may require authorization: authorization failed: no basic auth credentials", image(aliased, "private/denied:1")),
+		fails("wrong password", absent+"unexpected status from HEAD request to http://REGISTRY/v2/private/denied/manifests/1?ns=registry.example.com: 401 Unauthorized", image(aliased, "private/denied:1", credentials("wrong"))),
+		fails("secret without a password", login+secretARN("odd", "")+`: its value must be {"username": ..., "password": ...} with both not empty`, image(aliased, "private/denied:1", credentials("odd"))),
+		fails("missing secret of a registry", login+secretARN("none", "")+": ResourceNotFoundException: Secrets Manager can't find the specified secret.", image(aliased, "private/denied:1", credentials("none"))),
 		fails("registry that is too busy", response+"busy/app/manifests/1: 429 Too Many Requests; the registry limits how often it is asked: wait, give the task repositoryCredentials, or use a mirror", image("", "busy/app:1")),
 		fails("registry that is broken", response+"broken/app/manifests/1: 502 Bad Gateway", image("", "broken/app:1")),
 		fails("image for another architecture", "CannotPullContainerError: image REGISTRY/team/foreign:1 is for other platforms than this machine's, linux/"+runtime.GOARCH+": build it for this one, or place the task on an instance of its own: no match for platform in manifest: not found", foreign("team/foreign:1")),

@@ -1,7 +1,15 @@
 package tasks
 
 import (
+	"bytes"
 	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -9,13 +17,22 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+	containerd "github.com/containerd/containerd/v2/client"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 
+	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/cluster/store"
 	services "berth.dev/berth/integ/aws"
 	wire "berth.dev/berth/wire/acs"
 )
 
 const region = "us-east-1"
+
+// Keys of the execution roles.
+const (
+	roleSecret = "canary-of-the-roles-secret"
+	roleToken  = "canary-of-the-roles-token"
+)
 
 // Names of rows whose task has no execution role, or one that may do nothing.
 const (
@@ -26,8 +43,8 @@ const (
 // startServices starts the services of AWS with what the rows refer to.
 func startServices(t *testing.T) *services.Server {
 	s := services.Start(t)
-	s.Allow(services.Key{ID: "ASIAEXECUTION", Secret: "hush", Token: "session", Role: "exec"})
-	s.Allow(services.Key{ID: "ASIAWEAK", Secret: "hush", Token: "session", Role: "weak", Denied: []string{
+	s.Allow(services.Key{ID: "ASIAEXECUTION", Secret: roleSecret, Token: roleToken, Role: "exec"})
+	s.Allow(services.Key{ID: "ASIAWEAK", Secret: roleSecret, Token: roleToken, Role: "weak", Denied: []string{
 		"ssm:GetParameters", "secretsmanager:GetSecretValue", "s3:GetBucketLocation", "ecr:GetAuthorizationToken",
 	}})
 	s.SetParameter(region, "/app/db", "parameter-value")
@@ -44,7 +61,7 @@ func startServices(t *testing.T) *services.Server {
 func executionRole(_ context.Context, t *store.Task) (_, execution *wire.IAMRoleCredentials, err error) {
 	c := &wire.IAMRoleCredentials{
 		CredentialsID: "exec-" + t.ID, RoleARN: "arn:aws:iam::000000000000:role/exec", AccessKeyID: "ASIAEXECUTION",
-		SecretAccessKey: "hush", SessionToken: "session", Expiration: time.Now().Add(time.Hour).UTC().Format(time.RFC3339),
+		SecretAccessKey: roleSecret, SessionToken: roleToken, Expiration: time.Now().Add(time.Hour).UTC().Format(time.RFC3339),
 	}
 	switch group := aws.ToString(t.Task.Group); {
 	case strings.HasSuffix(group, strings.ReplaceAll(roleless, " ", "-")):
@@ -120,6 +137,10 @@ func secrets() []scenario {
 	}
 	files := shell("cat /run/secrets/DB; echo; stat -c '%a %u' /run/secrets/DB; echo \"[$DB]\"; grep -c ' /run/secrets tmpfs ro,' /proc/mounts; touch /run/secrets/x 2>/dev/null || echo read-only")
 	rows := []scenario{
+		{
+			name: "no trace of secrets", want: stopped(end{"main", 0, ""}), running: noTrace,
+			define: task(withRole, edited(shell(waits(0)), secret("DB", "/app/db"), secret("USR", secretARN("app", ":user::")), filesLabel("/run/secrets:DB"), envFile("arn:aws:s3:::conf/a.env"))),
+		},
 		shows("parameter by name", []string{"parameter-value"}, "echo $DB", secret("DB", "/app/db")),
 		shows("parameter by ARN", []string{"parameter-value"}, "echo $DB", secret("DB", services.ParameterARN(region, "/app/db"))),
 		shows("parameter of another region", []string{"far-value"}, "echo $DB", secret("DB", services.ParameterARN("eu-west-1", "/app/db"))),
@@ -160,4 +181,78 @@ func secrets() []scenario {
 		})
 	}
 	return rows
+}
+
+// noTrace looks for values of secrets, which all begin alike or are known, where they
+// must not be: the state database, what the agent prints and tells, what it labels, and
+// the arguments of processes.
+func noTrace(t *testing.T, l *lab, tk types.Task) {
+	canaries := []string{roleSecret, roleToken, "parameter-value", "far-value", "new-user", "old-user", "file one", "secret-password", "wrong-password", "known-password", "ecr-token"}
+	searched := 0
+	search := func(where string, data []byte) {
+		searched += len(data)
+		for _, c := range canaries {
+			if bytes.Contains(data, []byte(c)) {
+				t.Errorf("%s holds %q", where, c)
+			}
+		}
+	}
+	search("what the agent printed", []byte(l.Agent.Output()))
+	for _, dir := range []string{"agent", "run/network/files"} {
+		err := filepath.WalkDir(filepath.Join(l.Dir, dir), func(path string, e fs.DirEntry, err error) error {
+			if err != nil || !e.Type().IsRegular() {
+				return err
+			}
+			data, err := os.ReadFile(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil // of a task that has ended
+			}
+			search(path, data)
+			return err
+		})
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			t.Error(err)
+		}
+	}
+	if searched < 1<<15 {
+		t.Errorf("only %d bytes of files and output were searched, which cannot be all", searched)
+	}
+	for _, path := range []string{"/v1/state", "/v1/tasks", "/v1/health", "/v1/events?task=" + taskID(tk), "/metrics"} {
+		resp, err := l.Debug().Get("http://agent" + path)
+		if err != nil {
+			t.Error(err)
+			continue
+		}
+		data, err := io.ReadAll(resp.Body)
+		if err = errors.Join(err, resp.Body.Close()); err != nil || resp.StatusCode != http.StatusOK || len(data) == 0 {
+			t.Errorf("%s: %s, %d bytes, %v", path, resp.Status, len(data), err)
+		}
+		search("the debug socket's "+path, data)
+	}
+	lines, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil || len(lines) == 0 {
+		t.Fatal(err)
+	}
+	for _, path := range lines {
+		data, err := os.ReadFile(path)
+		if err != nil {
+			continue // it has ended
+		}
+		search(path, data)
+	}
+	cd, err := containerd.New(l.Containerd.Address)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer cd.Close()
+	list, err := cd.ContainerService().List(namespaces.WithNamespace(context.Background(), runtime.DefaultNamespace))
+	if err != nil || len(list) == 0 {
+		t.Errorf("%d containers, %v", len(list), err)
+	}
+	for _, c := range list {
+		search("the labels of a container", fmt.Append(nil, c.Labels))
+		if c.Labels[runtime.LabelTaskARN] == *tk.TaskArn && bytes.Contains(c.Spec.GetValue(), []byte("parameter-value")) {
+			t.Error("a secret that is a file is in the container's specification")
+		}
+	}
 }
