@@ -3,10 +3,10 @@
 //
 // One listener serves everything: the ECS API and STS GetCallerIdentity at
 // "/", the agents' websockets at "/ws" (ACS) and "/tcs/ws" (TCS), keys for
-// new container instances at "/berth/v1/instance-keys", and "/health" and
-// "/metrics", which alone need no signature. On a loopback address that is
-// plain HTTP; on any other it is TLS with a certificate of the cluster's own
-// CA.
+// new container instances at "/berth/v1/instance-keys", what containers use at
+// "/berth/v1/usage", and "/health" and "/metrics", which alone need no
+// signature. On a loopback address that is plain HTTP; on any other it is TLS
+// with a certificate of the cluster's own CA.
 //
 // In the cluster's directory are
 //

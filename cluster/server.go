@@ -28,6 +28,7 @@ import (
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/tcs"
+	"berth.dev/berth/cluster/telemetry"
 )
 
 // Defaults of a Config.
@@ -117,6 +118,7 @@ type Server struct {
 	tcs      *tcs.Server
 	node     string
 	member   *store.Membership // nil with an embedded etcd
+	usage    *telemetry.Keeper
 	metrics  *metrics
 	http     *http.Server
 	log      *slog.Logger
@@ -256,7 +258,9 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 		Store: s.store, Authenticate: s.api.Authenticate, Fail: s.api.FailTask,
 		Node: s.node, Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,
 	})
-	s.tcs = tcs.New(tcs.Config{Authenticate: s.api.Authenticate, Log: c.Log})
+	s.usage = telemetry.New(nil)
+	s.metrics.registry.MustRegister(telemetry.NewCollector(s.usage, s.store))
+	s.tcs = tcs.New(tcs.Config{Authenticate: s.api.Authenticate, Received: s.usage.Receiver(s.api), Log: c.Log})
 	s.metrics.gauge("berth_tcs_sessions", "Open telemetry sessions.", func() float64 { return float64(s.tcs.Sessions()) })
 	s.http = &http.Server{
 		Handler:           s.routes(),
@@ -366,6 +370,7 @@ func (s *Server) sweep(ctx context.Context) error {
 			return ctx.Err()
 		case <-t.C:
 		}
+		s.usage.Sweep()
 		if !s.api.Leads() {
 			continue
 		}
@@ -424,6 +429,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("GET /ws", s.acs)
 	mux.Handle("GET /tcs/ws", s.tcs)
 	mux.HandleFunc("POST /berth/v1/instance-keys", s.serveInstanceKey)
+	mux.HandleFunc("GET /berth/v1/usage", s.serveUsage)
 	mux.HandleFunc("GET /health", s.serveHealth)
 	mux.Handle("GET /metrics", s.metrics.handler())
 	return mux
@@ -471,24 +477,35 @@ func (s *Server) serveInstanceKey(w http.ResponseWriter, r *http.Request) {
 		(&api.Error{Code: "SerializationException", Message: "The request body could not be read.", Status: http.StatusBadRequest}).Write(w)
 		return
 	}
-	caller, err := s.api.Authenticate(r, body, "ecs")
-	if err == nil && caller.Kind != api.Operator {
-		err = &api.Error{Code: "AccessDeniedException", Message: "Only the operator's key may make keys for container instances.", Status: http.StatusForbidden}
-	}
+	err = s.operatorOnly(r, body, "make keys for container instances")
 	var key Key
 	if err == nil {
 		key, err = s.keys.issue(r.Context(), s.store, store.KeyInstance)
 	}
 	if err != nil {
-		var refused *api.Error
-		if !errors.As(err, &refused) {
-			s.log.Error("instance key not made", "err", err)
-			refused = &api.Error{Code: "ServerException", Message: "Service Unavailable. Please try again later.", Status: http.StatusInternalServerError}
-		}
-		refused.Write(w)
+		s.refuse(w, "instance key not made", err)
 		return
 	}
 	s.answer(w, http.StatusOK, key)
+}
+
+// operatorOnly refuses a request that is not signed with the operator's key.
+func (s *Server) operatorOnly(r *http.Request, body []byte, what string) error {
+	caller, err := s.api.Authenticate(r, body, "ecs")
+	if err == nil && caller.Kind != api.Operator {
+		err = &api.Error{Code: "AccessDeniedException", Message: "Only the operator's key may " + what + ".", Status: http.StatusForbidden}
+	}
+	return err
+}
+
+// refuse answers with err, which is shown only if it was made to be.
+func (s *Server) refuse(w http.ResponseWriter, what string, err error) {
+	var refused *api.Error
+	if !errors.As(err, &refused) {
+		s.log.Error(what, "err", err)
+		refused = &api.Error{Code: "ServerException", Message: "Service Unavailable. Please try again later.", Status: http.StatusInternalServerError}
+	}
+	refused.Write(w)
 }
 
 func (s *Server) answer(w http.ResponseWriter, status int, v any) {

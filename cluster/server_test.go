@@ -408,9 +408,9 @@ func TestTelemetry(t *testing.T) {
 		"Authorization: x\r\nHost: y\r\n\r\n" + `{"type":"PublishMetricsRequest","message":{"metadata":{}}}`: `{"type":"AckPublishMetric","message":{"message":""}}`,
 		"A: b\r\n\r\n" + `{"type":"PublishHealthRequest","message":{}}`:                                      `{"type":"AckPublishHealth","message":{"message":""}}`,
 		`{"type":"PublishInstanceStatusRequest","message":{}}`:                                               `{"type":"AckPublishInstanceStatus","message":{"message":""}}`,
-		"A: b\r\n\r\nnot json": `{"type":"BadRequestException","message":{"message":"The frame is not understood: invalid JSON"}}`,
-		"no end":               `{"type":"BadRequestException","message":{"message":"The frame is not understood: no end of the header block"}}`,
-		`{"type":"Nonsense"}`:  `{"type":"BadRequestException","message":{"message":"The frame is not understood: unknown message type"}}`,
+		"A: b\r\n\r\nnot json": `{"type":"BadRequestException","message":{"message":"The frame is not understood: tcs: the frame is not valid JSON"}}`,
+		"no end":               `{"type":"BadRequestException","message":{"message":"The frame is not understood: tcs: no end of the header block"}}`,
+		`{"type":"Nonsense"}`:  `{"type":"BadRequestException","message":{"message":"The frame is not understood: tcs: unknown message type \"Nonsense\""}}`,
 	} {
 		if err := conn.Write(t.Context(), websocket.MessageText, []byte(send)); err != nil {
 			t.Fatal(err)

@@ -80,10 +80,12 @@ func New(c Config) *Collector {
 func (c *Collector) Interval() time.Duration { return c.c.Interval }
 
 // Run reads every target once an interval until ctx ends, and then closes what is open.
-func (c *Collector) Run(ctx context.Context) {
+// Each time it calls before first, in which targets may be followed and forgotten.
+func (c *Collector) Run(ctx context.Context, before func()) {
 	tick := time.NewTicker(c.c.Interval)
 	defer tick.Stop()
 	for {
+		before()
 		c.Sample()
 		select {
 		case <-ctx.Done():

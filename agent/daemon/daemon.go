@@ -14,6 +14,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/prometheus/client_golang/prometheus"
+	"github.com/prometheus/client_golang/prometheus/collectors"
 	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/agent/acs"
@@ -30,6 +31,7 @@ import (
 	"berth.dev/berth/agent/session"
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
+	"berth.dev/berth/agent/telemetry"
 )
 
 // Options is what Run is given besides the settings.
@@ -66,6 +68,9 @@ type agent struct {
 	reporter    *report.Reporter
 	lost        *intake.Lost // nil while the state is what it was
 
+	metrics   *prometheus.Registry
+	telemetry *telemetry.Watcher
+
 	mu           sync.Mutex
 	registration ecs.Registration
 	connected    atomic.Bool
@@ -82,6 +87,9 @@ func Run(ctx context.Context, o Options) error {
 		return err
 	}
 	a := &agent{o: o, c: o.Settings, log: o.Log, started: time.Now(), health: conditions, session: make(chan struct{}, 1)}
+	if a.metrics, err = a.registry(); err != nil {
+		return err
+	}
 	for _, w := range a.c.Warnings {
 		a.log.Warn("setting", "warning", w)
 	}
@@ -139,6 +147,9 @@ func (a *agent) run(ctx context.Context) error {
 	err := up.Wait()
 	if err == nil {
 		err = a.startEngine(ctx, g)
+	}
+	if err == nil {
+		err = a.startTelemetry(ctx, g)
 	}
 	if err == nil {
 		err = a.startSession(ctx, g)
@@ -300,7 +311,7 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 	in := intake.New(intake.Config{
 		Engine: a.engine, Store: a.db, Attachments: a.attachments, Policies: a.host.network,
 		Credentials: credentialKeeper{a.creds, a.log}, NoPrivileged: a.c.Roles.NoPrivileged,
-		Confirmed: func() { a.confirmed(ctx) }, Lost: a.lost, Log: a.log,
+		Confirmed: func() { a.confirmed(ctx) }, Lost: a.lost, Heartbeat: a.telemetry.Check, Log: a.log,
 	})
 	instance := a.instance()
 	cl, err := acs.New(acs.Config{
@@ -446,8 +457,15 @@ func (a *agent) undelivered(ctx context.Context, taskID string) bool {
 }
 
 func (a *agent) debug() *debugServer {
+	return &debugServer{state: a.state, views: a.views, events: a.db.Events, health: func() any { return a.health.Snapshot() }, metrics: a.metrics, log: a.log}
+}
+
+// registry has the agent's own metrics, those of the Go runtime and of this process.
+func (a *agent) registry() (*prometheus.Registry, error) {
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(
+	var errs []error
+	for _, c := range []prometheus.Collector{
+		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "berth_agent_tasks", Help: "Tasks that the agent has, stopped ones included until they are forgotten."},
 			func() float64 { return float64(len(a.views())) }),
 		prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "berth_agent_outbox_rows", Help: "State changes that the cluster has not taken yet."},
@@ -459,8 +477,10 @@ func (a *agent) debug() *debugServer {
 				}
 				return 0
 			}),
-	)
-	return &debugServer{state: a.state, views: a.views, events: a.db.Events, health: func() any { return a.health.Snapshot() }, metrics: registry, log: a.log}
+	} {
+		errs = append(errs, registry.Register(c))
+	}
+	return registry, errors.Join(errs...)
 }
 
 func (a *agent) views() []engine.View {

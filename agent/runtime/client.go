@@ -203,6 +203,14 @@ func (c *Client) probe(ctx context.Context) error {
 	return nil
 }
 
+// Ping asks the daemon for a sign of life.
+func (c *Client) Ping(ctx context.Context) error {
+	if _, err := c.cd.Version(c.ns(ctx)); err != nil {
+		return unavailable(fmt.Errorf("containerd at %s does not answer: %w", c.cfg.Address, err))
+	}
+	return nil
+}
+
 // Version is the version that the daemon told when it was last connected to.
 func (c *Client) Version() string {
 	c.mu.Lock()

@@ -60,6 +60,13 @@ func (s *Session) Send(ctx context.Context, frame []byte) error {
 	}
 }
 
+// Fail ends the session because it is of no use any more.
+func (s *Session) Fail(err error) {
+	s.cl.c.Log.Debug("session given up", "service", s.cl.c.Service, "err", err)
+	s.end()
+	_ = s.conn.CloseNow() // wakes the reader
+}
+
 var errEnded = errors.New("the session has ended")
 
 // run serves the session until it ends.

@@ -28,6 +28,7 @@ func (a *API) DescribeContainerInstances(_ context.Context, in *ecs.DescribeCont
 	}
 	out := &ecs.DescribeContainerInstancesOutput{ContainerInstances: []types.ContainerInstance{}, Failures: []types.Failure{}}
 	withTags := slices.Contains(in.Include, types.ContainerInstanceFieldTags)
+	withHealth := slices.Contains(in.Include, types.ContainerInstanceFieldContainerInstanceHealth)
 	a.Store.View(func(r store.Reader) {
 		if err = requireCluster(r, cluster); err != nil {
 			return
@@ -46,6 +47,9 @@ func (a *API) DescribeContainerInstances(_ context.Context, in *ecs.DescribeCont
 			view := instanceView(r, inst, alloc)
 			if !withTags {
 				view.Tags = nil
+			}
+			if !withHealth {
+				view.HealthStatus = nil
 			}
 			out.ContainerInstances = append(out.ContainerInstances, view)
 		}

@@ -65,6 +65,7 @@ func instances(t testing.TB, l *acstest.Lab, n int, cpu, memory int32) []string 
 					Attributes: []types.Attribute{
 						{Name: aws.String("ecs.availability-zone"), Value: &zone}, {Name: aws.String("ecs.cpu-architecture"), Value: aws.String("x86_64")},
 						{Name: aws.String("com.amazonaws.ecs.capability.docker-remote-api.1.18")},
+						{Name: aws.String("com.amazonaws.ecs.capability.docker-remote-api.1.24")}, {Name: aws.String("ecs.capability.container-health-check")},
 					},
 					RegisteredResources: []types.Resource{
 						{Name: aws.String("CPU"), Type: aws.String("INTEGER"), IntegerValue: cpu},

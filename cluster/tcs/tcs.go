@@ -9,7 +9,6 @@
 package tcs
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +20,7 @@ import (
 	"github.com/coder/websocket"
 
 	"berth.dev/berth/cluster/api"
+	wire "berth.dev/berth/wire/tcs"
 )
 
 const (
@@ -30,8 +30,6 @@ const (
 	silence = 3 * time.Minute
 	// writeTimeout bounds one frame to the agent.
 	writeTimeout = 10 * time.Second
-	// maxFrame is a metrics request of 1 MiB and its headers.
-	maxFrame = 1<<20 + 64<<10
 	// maxBadFrames is how many frames without meaning a session survives.
 	maxBadFrames = 16
 )
@@ -40,9 +38,9 @@ const (
 type Config struct {
 	// Authenticate verifies the signature of the opening request.
 	Authenticate func(r *http.Request, body []byte, service string) (api.Caller, error)
-	// Received gets every message by its type, such as
-	// PublishMetricsRequest; it may be nil. It must not keep message.
-	Received func(instanceARN, kind string, message json.RawMessage)
+	// Received gets every request; it may be nil. A request that it fails on is answered
+	// with a ServerException, and the agent's next one counts.
+	Received func(ctx context.Context, instanceARN string, m wire.Message) error
 	Log      *slog.Logger
 }
 
@@ -92,18 +90,21 @@ var (
 	errReplaced = errors.New("another session of the container instance replaced this one")
 )
 
-// frame is a message in either direction.
-type frame struct {
-	Type    string          `json:"type"`
-	Message json.RawMessage `json:"message"`
-}
-
-// acks name the answer to each message of the agent.
-var acks = map[string]string{
-	"PublishMetricsRequest":        "AckPublishMetric",
-	"PublishHealthRequest":         "AckPublishHealth",
-	"PublishInstanceStatusRequest": "AckPublishInstanceStatus",
-	"StartTelemetrySessionRequest": "",
+// ackOf names the answer to a message of the agent; "" stands for none, and known is false
+// for what only clusters send.
+func ackOf(m wire.Message) (ack string, known bool) {
+	switch m.(type) {
+	case *wire.PublishMetricsRequest:
+		return wire.AckMetric, true
+	case *wire.PublishHealthRequest:
+		return wire.AckHealth, true
+	case *wire.PublishInstanceStatusRequest:
+		return wire.AckInstanceStatus, true
+	case *wire.StartTelemetrySessionRequest:
+		return "", true
+	default:
+		return "", false
+	}
 }
 
 // ServeHTTP opens a session.
@@ -126,7 +127,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		s.Log.Debug("telemetry handshake failed", "instance", instance, "err", err)
 		return // Accept has answered
 	}
-	conn.SetReadLimit(maxFrame)
+	conn.SetReadLimit(wire.MaxFrame)
 	ctx, cancel := context.WithCancelCause(context.WithoutCancel(r.Context()))
 	ss := &session{instance, conn, cancel}
 	if !s.open(ss) {
@@ -190,19 +191,21 @@ func (ss *session) end(code websocket.StatusCode, reason error) {
 // read handles frames until the session ends.
 func (s *Server) read(ctx context.Context, ss *session) error {
 	for bad := 0; bad < maxBadFrames; {
-		f, err := ss.next(ctx)
-		var malformed *malformedError
+		data, err := ss.next(ctx)
+		if err != nil {
+			return err
+		}
+		m, err := wire.Decode(data)
+		ack, known := ackOf(m)
 		switch {
-		case errors.As(err, &malformed):
-			bad++
-			err = ss.send(ctx, "BadRequestException", malformed.Error())
+		case err == nil && known:
+			err = s.take(ctx, ss, m, ack)
 		case err == nil:
-			if s.Received != nil {
-				s.Received(ss.instance, f.Type, f.Message)
-			}
-			if ack := acks[f.Type]; ack != "" {
-				err = ss.send(ctx, ack, "")
-			}
+			bad++
+			err = ss.send(ctx, wire.BadRequest, m.TypeName()+" is not for clusters.")
+		default:
+			bad++
+			err = ss.send(ctx, wire.BadRequest, "The frame is not understood: "+err.Error())
 		}
 		if err != nil {
 			return err
@@ -211,39 +214,28 @@ func (s *Server) read(ctx context.Context, ss *session) error {
 	return errors.New("too many frames without meaning")
 }
 
-// malformedError is a frame that cannot be understood.
-type malformedError struct{ what string }
+// take has a request taken in and answers it.
+func (s *Server) take(ctx context.Context, ss *session, m wire.Message, ack string) error {
+	if s.Received != nil {
+		if err := s.Received(ctx, ss.instance, m); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			s.Log.Warn("telemetry was not taken in", "instance", ss.instance, "type", m.TypeName(), "err", err)
+			return ss.send(ctx, wire.ServerFault, "The request could not be taken in.")
+		}
+	}
+	if ack == "" {
+		return nil
+	}
+	return ss.send(ctx, ack, "")
+}
 
-func (e *malformedError) Error() string { return "The frame is not understood: " + e.what }
-
-func (ss *session) next(ctx context.Context) (*frame, error) {
+func (ss *session) next(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()
 	_, data, err := ss.conn.Read(ctx)
-	if err != nil {
-		return nil, err
-	}
-	return parse(data)
-}
-
-// parse takes the JSON of a frame from behind its header block, which not
-// every agent sends.
-func parse(data []byte) (*frame, error) {
-	if !bytes.HasPrefix(bytes.TrimLeft(data, " \r\n\t"), []byte("{")) {
-		_, body, ok := bytes.Cut(data, []byte("\r\n\r\n"))
-		if !ok {
-			return nil, &malformedError{"no end of the header block"}
-		}
-		data = body
-	}
-	f := new(frame)
-	if err := json.Unmarshal(data, f); err != nil {
-		return nil, &malformedError{"invalid JSON"}
-	}
-	if _, known := acks[f.Type]; !known {
-		return nil, &malformedError{"unknown message type"}
-	}
-	return f, nil
+	return data, err
 }
 
 // beat sends heartbeats until the session ends.
@@ -263,12 +255,8 @@ func (ss *session) beat(ctx context.Context) {
 	}
 }
 
-func (ss *session) send(ctx context.Context, kind, message string) error {
-	text, err := json.Marshal(map[string]string{"message": message})
-	if err != nil {
-		return err
-	}
-	data, err := json.Marshal(frame{kind, text})
+func (ss *session) send(ctx context.Context, name, words string) error {
+	data, err := wire.Encode(&wire.Notice{Name: name, Message: words})
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -14,20 +15,29 @@ import (
 )
 
 func (a *app) ps() *cobra.Command {
-	var all bool
+	var all, stats bool
 	c := &cobra.Command{
 		Use:   "ps",
 		Short: "List the tasks of the cluster",
 		Long: `Lists the tasks that are to run, or with --all also those that have stopped and
-the cluster still remembers. The first column is what other verbs take as TASK.`,
+the cluster still remembers. The first column is what other verbs take as TASK.
+With --stats it shows what their containers use; "berth top" shows how that
+changes.`,
 		Example: `  berth ps
   berth ps --all
+  berth ps --stats
   berth ps --json | jq -r '.[].taskArn'`,
 		Args: args(0, 0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, cluster, err := a.api()
 			if err != nil {
 				return err
+			}
+			if stats {
+				if all {
+					return &exit{exitUsage, errors.New("--all and --stats exclude each other: a stopped task uses nothing")}
+				}
+				return a.topOnce(c.Context(), api, cluster, orders[len(orders)-1])
 			}
 			tasks, err := api.Tasks(c.Context(), cluster, types.DesiredStatusRunning)
 			if err != nil {
@@ -52,6 +62,7 @@ the cluster still remembers. The first column is what other verbs take as TASK.`
 		},
 	}
 	c.Flags().BoolVarP(&all, "all", "a", false, "stopped tasks too")
+	c.Flags().BoolVar(&stats, "stats", false, "what their containers use")
 	a.clusterFlag(c)
 	return c
 }

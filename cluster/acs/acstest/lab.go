@@ -19,6 +19,8 @@ import (
 	"berth.dev/berth/cluster/ec2"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
+	"berth.dev/berth/cluster/tcs"
+	"berth.dev/berth/cluster/telemetry"
 )
 
 // The lab's operator, and where it is.
@@ -36,6 +38,7 @@ type Lab struct {
 	Store    *store.Store
 	API      *api.API
 	ACS      *cacs.Server
+	Usage    *telemetry.Keeper // what agents have published since the last Start
 	Operator *ecs.Client
 
 	t      testing.TB
@@ -128,9 +131,12 @@ func (l *Lab) Start() {
 		l.acs(&c)
 	}
 	l.ACS = cacs.New(c)
+	l.Usage = telemetry.New(nil)
+	published := tcs.New(tcs.Config{Authenticate: l.API.Authenticate, Received: l.Usage.Receiver(l.API), Log: log})
 	mux := http.NewServeMux()
 	mux.Handle("/", l.API)
 	mux.Handle("/ws", l.ACS)
+	mux.Handle("/tcs/ws", published)
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second}
 	var work sync.WaitGroup
 	work.Go(func() { l.ended("placer", ctx, l.API.RunTasks(ctx)) })
@@ -142,6 +148,7 @@ func (l *Lab) Start() {
 		once.Do(func() {
 			cancel()
 			server.Close() //nolint:errcheck // the test is over with it
+			published.Close()
 			work.Wait()
 			if err := l.Store.Close(); err != nil {
 				l.t.Errorf("close the store: %v", err)

@@ -96,35 +96,44 @@ func Region(l layout.Layout) (string, error) {
 
 // InstanceKey has the cluster make a key for one new container instance.
 func (c *Client) InstanceKey(ctx context.Context) (Key, error) {
-	body := []byte("{}")
-	req, err := http.NewRequestWithContext(ctx, http.MethodPost, c.URL+"/berth/v1/instance-keys", bytes.NewReader(body))
+	answer, err := c.call(ctx, http.MethodPost, "/berth/v1/instance-keys", []byte("{}"), 64<<10)
 	if err != nil {
-		return Key{}, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	sum := sha256.Sum256(body)
-	signer := v4.NewSigner()
-	creds := aws.Credentials{AccessKeyID: c.Key.AccessKeyID, SecretAccessKey: c.Key.Secret.Reveal()}
-	if err := signer.SignHTTP(ctx, creds, req, hex.EncodeToString(sum[:]), "ecs", c.Region, time.Now()); err != nil {
-		return Key{}, err
-	}
-	resp, err := http.DefaultClient.Do(req)
-	if err != nil {
-		return Key{}, c.Explain(err)
-	}
-	defer resp.Body.Close()
-	answer, err := io.ReadAll(io.LimitReader(resp.Body, 64<<10))
-	if err != nil {
-		return Key{}, err
-	}
-	if resp.StatusCode != http.StatusOK {
-		return Key{}, fmt.Errorf("the cluster did not make an instance key: %s: %s", resp.Status, bytes.TrimSpace(answer))
+		return Key{}, fmt.Errorf("make an instance key: %w", err)
 	}
 	var f keyFile
 	if err := json.Unmarshal(answer, &f); err != nil || f.AccessKeyID == "" || f.SecretAccessKey == "" {
 		return Key{}, errors.New("the cluster's answer to a key request holds no key; are cluster and berth of the same version?")
 	}
 	return Key{AccessKeyID: f.AccessKeyID, Secret: task.NewSecret(f.SecretAccessKey)}, nil
+}
+
+// call makes a signed call of what Berth's clusters have besides the ECS API. The answer
+// has at most limit bytes.
+func (c *Client) call(ctx context.Context, method, path string, body []byte, limit int64) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.URL+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	sum := sha256.Sum256(body)
+	signer := v4.NewSigner()
+	creds := aws.Credentials{AccessKeyID: c.Key.AccessKeyID, SecretAccessKey: c.Key.Secret.Reveal()}
+	if err := signer.SignHTTP(ctx, creds, req, hex.EncodeToString(sum[:]), "ecs", c.Region, time.Now()); err != nil {
+		return nil, err
+	}
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return nil, c.Explain(err)
+	}
+	defer resp.Body.Close()
+	answer, err := io.ReadAll(io.LimitReader(resp.Body, limit))
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode != http.StatusOK {
+		return nil, fmt.Errorf("the cluster refused: %s: %s", resp.Status, bytes.TrimSpace(answer))
+	}
+	return answer, nil
 }
 
 // Explain turns an error of a call into one that says what to do: what the API said,
