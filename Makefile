@@ -24,10 +24,10 @@ GOTEST = $(GO) test -tags '$(TAGS)' -timeout 20m
 UNIT = $$($(GO) list -tags '$(TAGS)' ./... | grep -v '/integ')
 FUZZTIME ?= 20000x
 
-.PHONY: help deps build up down dev test unit integ lint fuzz bench dist clean
+.PHONY: help deps build up down dev test vm-test unit integ lint fuzz bench dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 deps: ## install what is missing to build and run (Debian packages, Go)
 	@packaging/scripts/install-packages run
@@ -58,7 +58,11 @@ unit: ## unit tests with the race detector
 	@CGO_ENABLED=1 $(GOTEST) -race $(UNIT)
 
 integ: ## integration tests, as root, against real containerd, the aws CLI and boto3
-	@$(GOTEST) -count=1 -p 1 ./integ/...
+	@$(GOTEST) -count=1 -p 1 $$($(GO) list -tags '$(TAGS)' ./integ/... | grep -v /integ/vm)
+
+vm-test: ## tests in a virtual machine: cgroup v2, NFS, quotas, hardware that comes and goes
+	@packaging/scripts/install-packages run test vm
+	@$(GOTEST) -count=1 -v ./integ/vm
 
 lint: ## go vet and gofmt; golangci-lint as well where it is installed
 	@$(GO) vet -tags '$(TAGS)' ./...

@@ -53,6 +53,15 @@ func (r *Remote) mount(ctx context.Context, m remoteMount) error {
 	return r.run(ctx, m)
 }
 
+// MountIn mounts a directory of an NFS server, as seen from a network namespace, which is
+// given by its path; "" is the caller's.
+func (r *Remote) MountIn(ctx context.Context, netns, source, target string, options ...string) error {
+	return r.mount(ctx, remoteMount{Source: source, Target: target, Options: options, Netns: netns})
+}
+
+// Unmount takes a mount away. A server that does not answer is not waited for.
+func (r *Remote) Unmount(ctx context.Context, target string) error { return r.unmount(ctx, target) }
+
 func (r *Remote) bind(source, target string) error {
 	return r.run(context.Background(), remoteMount{Do: "bind", Source: source, Target: target})
 }

@@ -34,6 +34,7 @@ type Options struct {
 	Containerd string            // Containerd1 or Containerd2; "" means Containerd2
 	Programs   string            // folder with the programs; "" builds them
 	Tags       []string          // build tags of the programs
+	Slow       int               // how many times longer the start may take than on a machine; 0 means 1
 	AgentEnv   []string          // more settings of the agent, NAME=value
 	API        func(*api.Config) // changes to the cluster's API; may be nil
 	ACS        func(*acs.Config) // changes to the cluster's ACS server; may be nil
@@ -73,7 +74,7 @@ func Start(t testing.TB, o Options) *System {
 	s.bare = s.mustWorld(t)
 	s.StartAgent()
 	t.Cleanup(s.end)
-	s.WaitConnected(10 * time.Second)
+	s.WaitConnected(10 * time.Second * time.Duration(max(1, o.Slow)))
 	s.idle = s.mustWorld(t)
 	return s
 }

@@ -1,0 +1,73 @@
+// Package guest holds the tests that run in the virtual machine of package vm, as root,
+// with the programs of Berth on the search path.
+package guest
+
+import (
+	"bufio"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strconv"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// Main runs the tests, if this is the machine.
+func Main(m *testing.M) {
+	if _, err := os.Stat("/etc/berth-guest"); err != nil {
+		fmt.Println("these tests run in a virtual machine: make vm-test")
+		os.Exit(0)
+	}
+	os.Exit(m.Run())
+}
+
+var asking sync.Mutex
+
+// Ask has the outside do something to the machine; see vm/plug.go.
+func Ask(t testing.TB, words ...string) {
+	t.Helper()
+	asking.Lock()
+	defer asking.Unlock()
+	port, err := os.OpenFile("/dev/virtio-ports/berth.ask", os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer port.Close()
+	if err := json.NewEncoder(port).Encode(words); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(port).ReadString('\n')
+	if err != nil {
+		t.Fatal(err)
+	}
+	if answer, err := strconv.Unquote(strings.TrimSpace(line)); err != nil || answer != "ok" {
+		t.Fatalf("%q: %s %v", words, answer, err)
+	}
+}
+
+// Run runs a command and returns what it printed.
+func Run(t testing.TB, name string, args ...string) string {
+	t.Helper()
+	out, err := exec.Command(name, args...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s %s: %v\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// Until waits until something is so.
+func Until(t testing.TB, limit time.Duration, what string, so func() error) {
+	t.Helper()
+	var err error
+	for end := time.Now().Add(limit); time.Now().Before(end); {
+		if err = so(); err == nil {
+			return
+		}
+		<-time.After(100 * time.Millisecond)
+	}
+	t.Fatalf("%s: not within %v: %v", what, limit, errors.Join(err))
+}

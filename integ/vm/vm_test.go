@@ -1,0 +1,149 @@
+package vm
+
+import (
+	"archive/tar"
+	"bufio"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"berth.dev/berth/integ/host"
+	"berth.dev/berth/integ/system"
+)
+
+// limit is for everything in the machine together.
+const limit = 5 * time.Minute
+
+// TestGuest boots the machine and runs the tests of package guest in it.
+func TestGuest(t *testing.T) {
+	start := time.Now()
+	packages, err := Packages("../../packaging/packages.txt", "guest")
+	if err != nil {
+		t.Fatal(err)
+	}
+	log, err := os.Create(filepath.Join(t.TempDir(), "build"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	img, err := Build("../../.cache/vm", packages, log)
+	if err != nil {
+		text, readErr := os.ReadFile(log.Name())
+		t.Fatalf("the image: %v\n%s%v", err, text, readErr)
+	}
+	t.Logf("the image is there after %v", time.Since(start).Round(time.Second))
+	payload := pack(t)
+	booted := time.Now()
+	m, err := Boot(img, payload, host.ShortDir(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer m.Kill() //nolint:errcheck // it has ended by itself, or the test has failed
+	out, err := m.Results()
+	if err != nil {
+		t.Fatalf("%v\n%s", err, m.Log())
+	}
+	go func() {
+		if err := m.Serve(); err != nil {
+			t.Logf("questions of the guest: %v", err)
+		}
+	}()
+	late := time.AfterFunc(limit, func() { m.Kill() }) //nolint:errcheck // noticed by the missing end
+	defer late.Stop()
+	report(t, m, out, booted)
+}
+
+var (
+	ends = regexp.MustCompile(`^(?:=== [A-Z]+ .*)?--- (PASS|FAIL|SKIP): (\S+) \(([0-9.]+s)\)`)
+)
+
+// report makes a subtest of every test of the guest, as its results come in.
+func report(t *testing.T, m *Machine, out io.Reader, booted time.Time) {
+	var all []string
+	first, passed := true, 0
+	for lines := bufio.NewScanner(out); lines.Scan(); {
+		line := strings.TrimRight(lines.Text(), "\r")
+		all = append(all, line)
+		if first {
+			t.Logf("the guest speaks after %v", time.Since(booted).Round(time.Second))
+			first = false
+		}
+		f := ends.FindStringSubmatch(line)
+		if f == nil {
+			continue
+		}
+		t.Run(f[2], func(t *testing.T) {
+			t.Logf("%s in the guest after %s", f[1], f[3])
+			if f[1] != "PASS" {
+				t.Fail()
+			}
+		})
+		passed++
+	}
+	t.Logf("%d tests in the guest, %v", passed, time.Since(booted).Round(time.Second))
+	if t.Failed() || passed == 0 || all[len(all)-1] != "guest: PASS" {
+		t.Errorf("the guest printed:\n%s\n\nand its console:\n%s", strings.Join(all, "\n"), m.Log())
+	}
+}
+
+// script runs in the machine.
+const script = `export PATH=/berth/bin:$PATH CI=true HOME=/root
+./guest.test -test.v -test.timeout 280s && echo guest: PASS || echo guest: FAIL
+`
+
+// pack makes the payload: the tests, and the programs of Berth.
+func pack(t *testing.T) string {
+	t.Helper()
+	bin := system.Programs(t, system.Containerd2)
+	tests := filepath.Join(t.TempDir(), "guest.test")
+	cmd := exec.Command("go", "test", "-c", "-tags", "no_cri no_btrfs no_zfs no_devmapper no_tracing", "-ldflags", "-s -w", "-o", tests, "berth.dev/berth/integ/vm/guest")
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if text, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, text)
+	}
+	name := filepath.Join(t.TempDir(), "payload.tar")
+	f, err := os.Create(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	w := tar.NewWriter(f)
+	add := func(as string, mode int64, r io.Reader, size int64) {
+		if err := w.WriteHeader(&tar.Header{Name: as, Mode: mode, Size: size}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.Copy(w, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	file := func(as, path string) {
+		f, err := os.Open(path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			t.Fatal(err)
+		}
+		add(as, 0o755, f, st.Size())
+	}
+	add("run", 0o755, strings.NewReader(script), int64(len(script)))
+	file("guest.test", tests)
+	programs, err := os.ReadDir(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range programs {
+		file("bin/"+p.Name(), filepath.Join(bin, p.Name()))
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
