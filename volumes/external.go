@@ -188,10 +188,10 @@ func (e *External) call(ctx context.Context, verb string, o order) error {
 	late := failf(ErrUnavailable, "volume driver %s: %s of volume %s did not end in %v", e.name, verb, o.Volume, limit)
 	ctx, cancel := context.WithTimeoutCause(ctx, limit, late)
 	defer cancel()
-	var stderr bytes.Buffer
+	stderr := &limited{left: 8 << 10}
 	cmd := exec.CommandContext(ctx, e.program(), verb)
 	cmd.Env = []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8"}
-	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), &limited{b: &stderr, left: 8 << 10}
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), stderr
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	cmd.Cancel = func() error { return syscall.Kill(-cmd.Process.Pid, syscall.SIGKILL) } // its children, too
 	cmd.WaitDelay = reapLimit
@@ -205,7 +205,7 @@ func (e *External) call(ctx context.Context, verb string, o order) error {
 	case !errors.As(err, &exit):
 		return fmt.Errorf("volume driver %s: %w", e.name, err)
 	}
-	lines := strings.Split(strings.TrimSpace(stderr.String()), "\n")
+	lines := strings.Split(stderr.text(), "\n")
 	const tempFail = 75
 	if exit.ExitCode() == tempFail {
 		return failf(ErrUnavailable, "volume driver %s: %s: %s", e.name, verb, lines[len(lines)-1])

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -83,45 +84,63 @@ func (r *Remote) run(ctx context.Context, m remoteMount) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, r.limit(), failf(ErrUnavailable, "%s: the server of %s did not answer in %v", m.Do, m.name(), r.limit()))
-	defer cancel()
-	var stderr bytes.Buffer
 	args := []string{"do"}
 	if m.Netns != "" {
 		args = []string{"in", m.Netns, "do"}
 	}
-	cmd := exec.CommandContext(ctx, r.Program, args...)
-	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), &limited{b: &stderr, left: 8 << 10}
-	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
-	if err := cmd.Start(); err != nil {
-		return fmt.Errorf("%s: %w", r.Program, err)
-	}
-	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // it ends with the process, which a signal or the server ends
-	select {
-	case err = <-ended:
-	case <-ctx.Done():
-		select {
-		case err = <-ended:
-		case <-time.After(reapLimit):
-			return context.Cause(ctx)
-		}
-	}
-	if ctx.Err() != nil && err != nil {
-		return context.Cause(ctx)
-	}
+	late := failf(ErrUnavailable, "%s: the server of %s did not answer in %v", m.Do, m.name(), r.limit())
+	text, err := r.start(ctx, late, in, r.Program, args...)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
-		text := strings.TrimSpace(stderr.String())
 		switch exit.ExitCode() {
 		case exitInvalid:
 			return failf(ErrInvalid, "%s", text)
 		case exitUnavailable:
 			return failf(ErrUnavailable, "%s", text)
 		}
-		return fmt.Errorf("%s: %s", exit, text)
+		return fmt.Errorf("%w: %s", exit, text)
 	}
 	return err
+}
+
+// exec runs another program that mounts, for no longer than the limit.
+func (r *Remote) exec(ctx context.Context, program string, args ...string) error {
+	text, err := r.start(ctx, failf(ErrUnavailable, "it did not end in %v", r.limit()), nil, program, args...)
+	if err != nil && text != "" {
+		return fmt.Errorf("%w: %s", err, text)
+	}
+	return err
+}
+
+// start runs a program and returns what it says on its standard error. After the limit it
+// is killed, and left to itself if it is stuck in the kernel.
+func (r *Remote) start(ctx context.Context, late error, in []byte, program string, args ...string) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, r.limit(), late)
+	defer cancel()
+	stderr := &limited{left: 8 << 10}
+	cmd := exec.CommandContext(ctx, program, args...)
+	cmd.Stdin, cmd.Stderr = bytes.NewReader(in), stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	cmd.WaitDelay = reapLimit
+	if err := cmd.Start(); err != nil {
+		return "", fmt.Errorf("%s: %w", program, err)
+	}
+	ended := make(chan error, 1)
+	go func() { ended <- cmd.Wait() }() // it ends with the process, which a signal or the server ends
+	var err error
+	select {
+	case err = <-ended:
+	case <-ctx.Done():
+		select {
+		case err = <-ended:
+		case <-time.After(2 * reapLimit):
+			return "", context.Cause(ctx)
+		}
+	}
+	if ctx.Err() != nil && err != nil {
+		return "", context.Cause(ctx)
+	}
+	return stderr.text(), err
 }
 
 func (m remoteMount) name() string {
@@ -133,15 +152,24 @@ func (m remoteMount) name() string {
 
 // limited is a writer that drops what is too much.
 type limited struct {
-	b    *bytes.Buffer
+	mu   sync.Mutex
+	b    bytes.Buffer
 	left int
 }
 
 func (l *limited) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
 	n := min(len(p), l.left)
 	l.left -= n
 	l.b.Write(p[:n])
 	return len(p), nil
+}
+
+func (l *limited) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return strings.TrimSpace(l.b.String())
 }
 
 // Exit codes of the program that say what kind of failure it was.

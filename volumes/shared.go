@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -97,10 +98,7 @@ func (s *shares) acquire(ctx context.Context, key string, v *Volume, mount func(
 		return "", err
 	}
 	defer unlock()
-	if err := os.MkdirAll(s.users(key), 0o700); err != nil {
-		return "", err
-	}
-	if err := os.WriteFile(filepath.Join(s.users(key), v.user()), nil, 0o600); err != nil {
+	if err := s.enter(key, v); err != nil {
 		return "", err
 	}
 	point := s.point(key)
@@ -111,6 +109,22 @@ func (s *shares) acquire(ctx context.Context, key string, v *Volume, mount func(
 	return point, err
 }
 
+// enter makes the file that says that v uses the mount. Tidy may take away the directory
+// meanwhile, in which nothing was.
+func (s *shares) enter(key string, v *Volume) (err error) {
+	const tries = 8
+	for range tries {
+		if err = os.MkdirAll(s.users(key), 0o700); err != nil {
+			return err
+		}
+		err = os.WriteFile(filepath.Join(s.users(key), v.user()), nil, 0o600)
+		if !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+	}
+	return err
+}
+
 // release takes v off the users of key and, with the last one, has unmount take the
 // mount away.
 func (s *shares) release(ctx context.Context, key string, v *Volume, unmount func(point string) error) error {
@@ -119,21 +133,32 @@ func (s *shares) release(ctx context.Context, key string, v *Volume, unmount fun
 		return err
 	}
 	defer unlock()
-	if err := ignoreMissing(os.Remove(filepath.Join(s.users(key), v.user()))); err != nil {
+	return leaveKey(filepath.Join(s.dir, key), v.user(), unmount)
+}
+
+// leaveKey takes a user off a shared mount, and takes the mount away first where it is the
+// last one: what is mounted has a user until it is not mounted any more.
+func leaveKey(dir, user string, unmount func(point string) error) error {
+	users := filepath.Join(dir, "users")
+	entries, err := os.ReadDir(users)
+	if err := ignoreMissing(err); err != nil {
 		return err
 	}
-	left, err := os.ReadDir(s.users(key))
-	if errors.Is(err, fs.ErrNotExist) {
-		left, err = nil, nil
+	if slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return e.Name() != user }) {
+		return ignoreMissing(os.Remove(filepath.Join(users, user)))
 	}
-	if err != nil || len(left) > 0 {
+	if err := unmount(filepath.Join(dir, "mount")); err != nil {
 		return err
 	}
-	if err := unmount(s.point(key)); err != nil {
-		return err
+	return os.RemoveAll(dir)
+}
+
+// keysOf lists the shared mounts that v uses.
+func (s *shares) keysOf(v *Volume) ([]string, error) {
+	files, err := filepath.Glob(filepath.Join(s.dir, "*", "users", v.user()))
+	keys := make([]string, 0, len(files))
+	for _, f := range files {
+		keys = append(keys, filepath.Base(filepath.Dir(filepath.Dir(f))))
 	}
-	if err := ignoreMissing(os.Remove(s.users(key))); err != nil {
-		return err
-	}
-	return ignoreMissing(os.RemoveAll(filepath.Join(s.dir, key)))
+	return keys, err
 }

@@ -7,6 +7,8 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+
+	"golang.org/x/sys/unix"
 )
 
 // Tasks lists the IDs of the tasks that have something of a volume on this host.
@@ -62,19 +64,35 @@ func (d Dirs) unshare(taskID string) error {
 		return err
 	}
 	for _, u := range users {
-		if err := ignoreMissing(os.Remove(u)); err != nil {
+		err := leaveKey(filepath.Dir(filepath.Dir(u)), filepath.Base(u), func(point string) error {
+			return errors.Join(unmount(point), endProxy(proxyFile(point)))
+		})
+		if err != nil {
 			return err
 		}
-		dir := filepath.Dir(filepath.Dir(u))
-		err := os.Remove(filepath.Dir(u)) // succeeds when the last one is gone
-		if err != nil {
-			if errors.Is(err, fs.ErrNotExist) || isNotEmpty(err) {
+	}
+	return nil
+}
+
+// Tidy removes directories of shared mounts that a crash left without a user: there is
+// nothing in them, since what is mounted has a user.
+func (d Dirs) Tidy() error {
+	dirs, err := filepath.Glob(filepath.Join(d.Run, "shared", "*"))
+	if err != nil {
+		return err
+	}
+	for _, dir := range dirs {
+		// A user that comes meanwhile keeps its directory from being removed.
+		if err := os.Remove(filepath.Join(dir, "users")); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			if isNotEmpty(err) {
 				continue
 			}
 			return err
 		}
-		if err := errors.Join(unmount(filepath.Join(dir, "mount")), os.RemoveAll(dir)); err != nil {
-			return err
+		for _, left := range []string{"proxy.json", "proxy.json.new", "mount", ""} {
+			if err := removeEmpty(filepath.Join(dir, left)); err != nil && !errors.Is(err, unix.EBUSY) {
+				return err
+			}
 		}
 	}
 	return nil
@@ -91,6 +109,11 @@ func (d Dirs) Teardown() error {
 	slices.Sort(points)
 	for _, p := range slices.Backward(points) {
 		err = errors.Join(err, unmount(p))
+	}
+	proxies, globErr := filepath.Glob(filepath.Join(d.Run, "shared", "*", "proxy.json"))
+	err = errors.Join(err, globErr)
+	for _, file := range proxies {
+		err = errors.Join(err, endProxy(file))
 	}
 	if err != nil {
 		return err

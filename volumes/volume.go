@@ -25,6 +25,8 @@ type Volume struct {
 	Autoprovision bool
 	Options       map[string]string
 	Labels        map[string]string
+
+	FileSystem *FileSystem // for the driver "efs"
 }
 
 // Scope says how long a volume lives.

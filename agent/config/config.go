@@ -225,6 +225,8 @@ type Berth struct {
 	VolumePath       string // of berth-volume
 	VolumeDrivers    string // directory
 	HostPathsAllowed []string
+	EFSTargets       map[string]string
+	EFSCAFile        string
 }
 
 // Source says where the value of a setting came from: "default", "environment", or

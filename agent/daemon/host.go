@@ -214,6 +214,7 @@ func openVolumes(c *config.Config, containerd string, storage *volume.Storage, l
 			},
 			Always: c.Berth.HostPathsAllowed,
 		},
+		Region: c.Cluster.Region, EFSTargets: c.Berth.EFSTargets, EFSCA: c.Berth.EFSCAFile,
 		Storage: storage, Strict: c.Features.SharedStrict, Drivers: c.Berth.VolumeDrivers, Remote: &volumes.Remote{Program: program}, Log: log,
 	}), nil
 }

@@ -61,7 +61,7 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.execution-role-ecr-pull",
 		"ecs.capability.container-health-check",
 		"ecs.capability.execution-role-awslogs",
-		"ecs.capability.docker-plugin.local",
+		"ecs.capability.docker-plugin.local", "ecs.capability.efs", "ecs.capability.efsAuth",
 		"ecs.capability.external",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)

@@ -37,8 +37,8 @@ func translateVolume(w *acs.Volume) (task.Volume, error) {
 		return v, nil
 	case task.VolumeDocker:
 		return v, dockerVolume(&v, w.DockerVolumeConfiguration)
-	case "efs":
-		return v, refuse("EFS volumes are not supported by this agent")
+	case task.VolumeEFS:
+		return v, efsVolume(&v, w.EFSVolumeConfiguration)
 	case "fsxWindowsFileServer":
 		// The words are the protocol's ("FSx for Windows File Server").
 		return v, refuse("fsxWindowsFileServer volumes are supported on Windows hosts only")
@@ -66,6 +66,23 @@ func dockerVolume(v *task.Volume, w *acs.DockerVolume) error {
 	v.Docker.Driver = strings.ReplaceAll(v.Docker.Driver, ":", ".") // as in its capability
 	if !driverName.MatchString(v.Docker.Driver) {
 		return unloadablef("volume %q: a driver's name must be of letters, digits, dots, - and _", v.Name)
+	}
+	return nil
+}
+
+func efsVolume(v *task.Volume, w *acs.EFSVolume) error {
+	if w == nil || w.FileSystemID == "" {
+		return unloadablef("volume %q: efsVolumeConfiguration has no fileSystemId", v.Name)
+	}
+	if w.TransitEncryptionPort < 0 || w.TransitEncryptionPort > 65535 {
+		return unloadablef("volume %q: transitEncryptionPort is out of range", v.Name)
+	}
+	v.EFS = &task.EFSVolume{
+		FileSystemID: w.FileSystemID, Root: w.RootDirectory,
+		Encrypted: w.TransitEncryption == "ENABLED", Port: int(w.TransitEncryptionPort),
+	}
+	if a := w.AuthorizationConfig; a != nil {
+		v.EFS.AccessPoint, v.EFS.IAM = a.AccessPointID, a.IAM == "ENABLED"
 	}
 	return nil
 }

@@ -96,6 +96,9 @@ func volumeBases(t *task.Task) []base {
 				b.after = []task.ResourceID{Storage}
 			}
 		}
+		if v.Type == task.VolumeEFS && t.NetworkMode == task.NetworkAWSVPC {
+			b.after = []task.ResourceID{sharedNetwork} // the mount belongs to it
+		}
 		for j := range t.Containers {
 			c := t.Containers[j].Name
 			if slices.ContainsFunc(t.MountsOf(c), func(m task.Mount) bool { return m.Volume == v.Name }) {

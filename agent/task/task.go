@@ -156,13 +156,25 @@ type Volume struct {
 	Type     string        `json:"type"`
 	HostPath string        `json:"hostPath,omitempty"` // none: an empty directory of the task's own
 	Docker   *DockerVolume `json:"docker,omitempty"`
+	EFS      *EFSVolume    `json:"efs,omitempty"`
 }
 
 // Types of volumes (agent protocol, "Volume").
 const (
 	VolumeHost   = "host"
 	VolumeDocker = "docker"
+	VolumeEFS    = "efs"
 )
+
+// EFSVolume is a network file system (ECS API model, EFSVolumeConfiguration).
+type EFSVolume struct {
+	FileSystemID string `json:"fileSystemId"`
+	Root         string `json:"root,omitempty"`
+	Encrypted    bool   `json:"encrypted,omitempty"` // in transit
+	Port         int    `json:"port,omitempty"`      // of the host's side of the encryption; 0 means any
+	AccessPoint  string `json:"accessPoint,omitempty"`
+	IAM          bool   `json:"iam,omitempty"`
+}
 
 // DockerVolume is a volume made by a volume driver (ECS API model,
 // DockerVolumeConfiguration).

@@ -25,7 +25,11 @@ type Config struct {
 	Drivers string          // folder of the drivers of others
 	Storage *Storage        // of tasks with a limit; nil: there is none
 	Remote  *volumes.Remote // nil: this host mounts no network file systems
-	Log     *slog.Logger    // nil discards
+	Region  string
+	// EFSTargets and EFSCA are as in volumes.EFSConfig.
+	EFSTargets map[string]string
+	EFSCA      string
+	Log        *slog.Logger // nil discards
 }
 
 // Volumes makes volumes. It implements engine.Resource and engine.Sweeper.
@@ -33,6 +37,7 @@ type Volumes struct {
 	c     Config
 	host  *volumes.Host
 	local *volumes.Local
+	efs   *volumes.EFS
 	log   *slog.Logger
 
 	mu       sync.Mutex
@@ -42,6 +47,7 @@ type Volumes struct {
 var (
 	_ engine.Resource = (*Volumes)(nil)
 	_ engine.Sweeper  = (*Volumes)(nil)
+	_ engine.Observer = (*Volumes)(nil)
 )
 
 // New makes the adapter. It changes nothing on the host.
@@ -52,6 +58,7 @@ func New(c Config) *Volumes {
 	return &Volumes{
 		c: c, log: c.Log, host: &volumes.Host{Dirs: c.Dirs, Allowed: c.Allowed},
 		local:    volumes.NewLocal(volumes.LocalConfig{Dirs: c.Dirs, Allowed: c.Allowed, Strict: c.Strict, Remote: c.Remote}),
+		efs:      volumes.NewEFS(volumes.EFSConfig{Dirs: c.Dirs, Remote: c.Remote, Region: c.Region, Targets: c.EFSTargets, CAFile: c.EFSCA}),
 		external: make(map[string]*volumes.External),
 	}
 }
@@ -91,6 +98,13 @@ func (s *Volumes) driver(t *task.Task, name string) (volumes.Driver, *volumes.Vo
 		}
 		driver, err := s.other(d.Driver)
 		return driver, v, err
+	case task.VolumeEFS:
+		f := tv.EFS
+		if f == nil {
+			break
+		}
+		v.FileSystem = &volumes.FileSystem{ID: f.FileSystemID, Root: f.Root, Encrypted: f.Encrypted, Port: f.Port, AccessPoint: f.AccessPoint, IAM: f.IAM}
+		return s.efs, v, nil
 	}
 	return nil, nil, task.Failf(task.Invalid, task.ResourceInitialization, "volume %s: no driver for volumes of type %s", name, tv.Type)
 }
@@ -110,11 +124,32 @@ func (s *Volumes) other(name string) (volumes.Driver, error) {
 	return e, nil
 }
 
+// namespace is the network namespace that a task's network file systems are mounted in:
+// its own, where it has one network.
+func namespace(t *task.Task, d engine.Deps) (string, error) {
+	if t.NetworkMode != task.NetworkAWSVPC {
+		return "", nil
+	}
+	r, ok := d.Get(task.ResourceID{Kind: task.KindNetwork, Name: "task"})
+	if !ok || len(r.Handle) == 0 {
+		return "", task.Failf(task.Invalid, task.ResourceInitialization, "the network of task %s was not made", t.ID())
+	}
+	var h struct {
+		Path string `json:"path"`
+	}
+	return h.Path, json.Unmarshal(r.Handle, &h)
+}
+
 // Ensure makes the volume.
-func (s *Volumes) Ensure(ctx context.Context, t *task.Task, name string, _ engine.Deps) (task.Result, error) {
+func (s *Volumes) Ensure(ctx context.Context, t *task.Task, name string, deps engine.Deps) (task.Result, error) {
 	d, v, err := s.driver(t, name)
 	if err != nil {
 		return task.Result{}, err
+	}
+	if v.FileSystem != nil {
+		if v.FileSystem.Netns, err = namespace(t, deps); err != nil {
+			return task.Result{}, err
+		}
 	}
 	if err := fail.Point(fail.VolumeBeforeMount); err != nil {
 		return task.Result{}, err
@@ -159,8 +194,23 @@ func (s *Volumes) Probe(ctx context.Context, t *task.Task, name string, _ task.H
 	return task.Observed{Exists: there}, nil
 }
 
-// Owned lists the tasks that have something of a volume here.
+// Observe keeps the proxies of mounts running.
+func (s *Volumes) Observe(ctx context.Context, _ func(taskID, name string, o task.Observed), _ func()) error {
+	if s.c.Remote == nil {
+		return nil
+	}
+	s.c.Dirs.Supervise(ctx, s.c.Remote.Program, func(err error) {
+		s.log.Warn("a TLS proxy cannot be started again", "kind", task.KindVolume, "err", err)
+	})
+	return ctx.Err()
+}
+
+// Owned lists the tasks that have something of a volume here. What a crash left that is
+// of no task is removed.
 func (s *Volumes) Owned(context.Context) ([]task.Owned, error) {
+	if err := s.c.Dirs.Tidy(); err != nil {
+		return nil, err
+	}
 	ids, err := s.c.Dirs.Tasks()
 	out := make([]task.Owned, 0, len(ids))
 	for _, id := range ids {

@@ -3,7 +3,8 @@
 // does not answer, only that process waits.
 //
 //	berth-volume do              reads one order from standard input
-//	berth-volume in NETNS do     the same in another network namespace
+//	berth-volume proxy FILE      encrypts what a mount sends to its server; runs on
+//	berth-volume in NETNS …      the same in another network namespace
 package main
 
 import (
@@ -26,8 +27,10 @@ func run(args []string) (int, error) {
 	switch {
 	case len(args) == 2 && args[1] == "do":
 		return volumes.Work(context.Background(), os.Stdin)
+	case len(args) == 3 && args[1] == "proxy":
+		return 1, volumes.Proxy(args[2])
 	case len(args) > 3 && args[1] == "in":
 		return 1, volumes.Enter(args[2], append(args[:1:1], args[3:]...))
 	}
-	return 2, fmt.Errorf("usage: berth-volume [in NETNS] do; started by the agent")
+	return 2, fmt.Errorf("usage: berth-volume [in NETNS] do | proxy FILE; started by the agent")
 }

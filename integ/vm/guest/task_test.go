@@ -16,7 +16,7 @@ import (
 
 // TestTasks runs tasks by the ECS API on cgroup version 2 alone.
 func TestTasks(t *testing.T) {
-	s := system.Start(t, system.Options{Containerd: system.Containerd1, Programs: "/berth/bin", Slow: 6})
+	s := system.Start(t, system.Options{Containerd: system.Containerd2, Programs: "/berth/bin", Slow: 6})
 	limited := s.Run(s.Register(&ecs.RegisterTaskDefinitionInput{
 		Family: aws.String("limited"), Cpu: aws.String("512"), Memory: aws.String("128"),
 		ContainerDefinitions: []types.ContainerDefinition{{
