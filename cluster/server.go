@@ -25,6 +25,7 @@ import (
 	"berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/cluster/ec2"
+	"berth.dev/berth/cluster/iam"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/tcs"
@@ -61,6 +62,9 @@ type Config struct {
 	// Region and Account are in every ARN and cannot change once there are
 	// records. Account has 12 digits.
 	Region, Account string
+	// Foreign takes a role that the role store does not know, as RolesAtAWS does; nil
+	// refuses tasks with such roles.
+	Foreign func(ctx context.Context, roleARN, session string) (iam.Keys, error)
 	// Endpoints of an etcd cluster; none means an embedded one.
 	Endpoints []string
 	// Node names this process among those on the same etcd. The default is made of the
@@ -113,6 +117,7 @@ type Server struct {
 	lock     *os.File
 	store    *store.Store
 	keys     *keyring
+	iam      *iam.Service
 	api      *api.API
 	acs      *acs.Server
 	tcs      *tcs.Server
@@ -243,9 +248,13 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 		Secret: s.secret,
 		Now:    func() time.Time { return time.Now().Add(c.Faults.ClockSkew) },
 	}
+	s.iam = &iam.Service{
+		Store: s.store, Root: s.keys.root, Account: c.Account, Partition: api.Partition(c.Region), Foreign: c.Foreign,
+		Now: verifier.Now,
+	}
 	s.api, err = api.New(s.store, verifier, api.Config{
 		Region: c.Region, Account: c.Account, Node: s.node, StoppedRetention: c.StoppedRetention,
-		Endpoint: s.URL, Observe: s.metrics.observe, Submitted: c.Faults.submitted(),
+		IAM: s.iam, Endpoint: s.URL, Observe: s.metrics.observe, Submitted: c.Faults.submitted(),
 	}, c.Log)
 	if err != nil {
 		return err
@@ -255,7 +264,7 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	})
 	s.api.Queries = map[string]api.Query{ec2.Version: network.Serve}
 	s.acs = acs.New(acs.Config{
-		Store: s.store, Authenticate: s.api.Authenticate, Fail: s.api.FailTask,
+		Store: s.store, Authenticate: s.api.Authenticate, Fail: s.api.FailTask, Credentials: s.iam.TaskCredentials,
 		Node: s.node, Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,
 	})
 	s.usage = telemetry.New(nil)

@@ -47,6 +47,9 @@ type Config struct {
 	// Credentials issues what a task's containers and its agent may use in its name;
 	// either may be nil. It is asked whenever the task is sent. May be nil.
 	Credentials func(ctx context.Context, t *store.Task) (task, execution *acs.IAMRoleCredentials, err error)
+	// Refresh is how often the credentials of running tasks are sent anew [20 min]:
+	// less than half of the hour for which roles at AWS usually give keys.
+	Refresh time.Duration
 	// Node names this process among those on the same store; it stays the same from one
 	// start to the next.
 	Node string
@@ -70,6 +73,7 @@ func (c *Config) setDefaults() {
 		}
 	}
 	or(&c.Heartbeat, 30*time.Second)
+	or(&c.Refresh, 20*time.Minute)
 	or(&c.Ping, 10*time.Second)
 	or(&c.AckTimeout, 5*time.Second)
 	or(&c.Manifest, 5*time.Minute)
@@ -264,6 +268,8 @@ func (s *Server) admit(r *http.Request) (*session, error) {
 	switch {
 	case inst == nil:
 		return nil, &acs.InvalidInstanceException{Message: "The container instance is not registered."}
+	case caller.Kind == api.Role: // a task that has got hold of its host's address is no agent
+		return nil, &acs.AccessDeniedException{Message: "Sessions are opened with the key of a container instance."}
 	case caller.Kind == api.Instance && caller.InstanceARN != arn,
 		inst.KeyID != "" && inst.KeyID != caller.AccessKeyID:
 		return nil, &acs.AccessDeniedException{Message: "This key belongs to another container instance."}

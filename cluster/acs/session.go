@@ -171,6 +171,8 @@ func (ss *session) serve(ctx context.Context, in <-chan acs.Message) error {
 	defer manifest.Stop()
 	retry := time.NewTimer(time.Hour)
 	defer retry.Stop()
+	credentials := time.NewTimer(ss.firstRefresh())
+	defer credentials.Stop()
 	ss.signal()
 	for {
 		var err error
@@ -188,6 +190,9 @@ func (ss *session) serve(ctx context.Context, in <-chan acs.Message) error {
 			if err = ss.retry(ctx); err == nil {
 				err = ss.flush(ctx)
 			}
+		case <-credentials.C:
+			err = ss.refresh(ctx)
+			credentials.Reset(ss.server.Refresh)
 		case <-heartbeat.C:
 			err = ss.write(ctx, &acs.HeartbeatMessage{Healthy: true, MessageID: newMessageID()})
 		case <-manifest.C:

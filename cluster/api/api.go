@@ -11,6 +11,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 
+	"berth.dev/berth/cluster/iam"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 )
@@ -33,6 +34,8 @@ type Config struct {
 	// Node is this process's name among those on the same store; empty for one that is
 	// alone.
 	Node string
+	// IAM is the role store; nil means that there are no roles.
+	IAM *iam.Service
 	// StoppedRetention is how long stopped tasks and deregistered instances
 	// stay visible; 0 means one hour, the least that ECS promises.
 	StoppedRetention time.Duration
@@ -67,6 +70,8 @@ const (
 	Operator CallerKind = iota + 1
 	// Instance may call the agent's operations for its own instance.
 	Instance
+	// Role may call what the policies of its role allow.
+	Role
 )
 
 // A Caller is who signed a request.
@@ -75,6 +80,8 @@ type Caller struct {
 	AccessKeyID string
 	// ARN is the identity that STS and registeredBy show.
 	ARN string
+	// Role is who has a temporary key of a role; nil for other keys.
+	Role *iam.Principal
 	// InstanceARN is the container instance of an instance key; empty
 	// until the key's first RegisterContainerInstance.
 	InstanceARN string

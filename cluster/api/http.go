@@ -2,13 +2,11 @@ package api
 
 import (
 	"context"
-	"encoding/xml"
 	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
-	"net/url"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -33,6 +31,9 @@ func New(s *store.Store, v *sigv4.Verifier, c Config, log *slog.Logger) (*API, e
 		log = slog.New(slog.DiscardHandler)
 	}
 	a := &API{Store: s, Config: c, Log: log, Verifier: v}
+	if c.IAM != nil && v != nil {
+		v.Session = c.IAM.Secret
+	}
 	var err error
 	if a.operations, err = a.table(); err != nil {
 		return nil, err
@@ -40,8 +41,8 @@ func New(s *store.Store, v *sigv4.Verifier, c Config, log *slog.Logger) (*API, e
 	return a, nil
 }
 
-// ServeHTTP answers the AWS JSON 1.1 operations of ECS, and STS
-// GetCallerIdentity, which is a form. Both are POST requests to "/"; the form may also be
+// ServeHTTP answers the AWS JSON 1.1 operations of ECS, and those of IAM and
+// STS, which are forms. All are POST requests to "/"; a form may also be
 // the query of a URL that was signed for somebody else to use.
 func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
@@ -95,6 +96,9 @@ func (a *API) perform(r *http.Request, o operation, body []byte) (out any, err e
 	if c.Kind == Instance && !o.agent {
 		return nil, forbidden(c, "ecs", o.name)
 	}
+	if err := a.permit(c, o.name, body); err != nil {
+		return nil, err
+	}
 	defer func() {
 		if p := recover(); p != nil {
 			a.Log.Error("operation panicked", "operation", o.name, "err", p, "stack", string(debug.Stack()))
@@ -116,13 +120,16 @@ func (a *API) Authenticate(r *http.Request, body []byte, service string) (Caller
 		}
 		return Caller{}, err
 	}
+	if token := sigv4.Token(r); token != "" && a.IAM != nil {
+		return a.roleCaller(id, token)
+	}
 	var key *store.AccessKey
 	a.Store.View(func(r store.Reader) { key, _ = store.Get(r, store.Keys, id) })
 	if key == nil { // removed since the verifier looked
 		return Caller{}, failure("UnrecognizedClientException", "The security token included in the request is invalid.")
 	}
 	c := Caller{AccessKeyID: id, InstanceARN: key.InstanceARN}
-	iam := "arn:" + partition(a.Region) + ":iam::" + a.Account + ":"
+	iam := "arn:" + Partition(a.Region) + ":iam::" + a.Account + ":"
 	if key.Kind == store.KeyOperator {
 		c.Kind, c.ARN = Operator, iam+"user/berth-operator"
 	} else {
@@ -171,104 +178,7 @@ func (a *API) errorOf(ctx context.Context, err error) *Error {
 	}
 }
 
-func escapeXML(s string) string {
-	var b strings.Builder
-	if err := xml.EscapeText(&b, []byte(s)); err != nil {
-		return ""
-	}
-	return b.String()
-}
-
 func isForm(r *http.Request) bool {
 	t, _, _ := strings.Cut(r.Header.Get("Content-Type"), ";")
 	return strings.EqualFold(strings.TrimSpace(t), "application/x-www-form-urlencoded")
-}
-
-// serveForm answers a request of the query protocol, which tells by its version what
-// service it is for.
-func (a *API) serveForm(w http.ResponseWriter, r *http.Request, body []byte, id string) {
-	start := time.Now()
-	text := string(body)
-	if r.Method == http.MethodGet {
-		text = r.URL.RawQuery
-	}
-	form, err := url.ParseQuery(text)
-	if err != nil {
-		a.replySTS(w, "", failure("MalformedInput", "The form could not be read."), id)
-		return
-	}
-	answer, ok := a.Queries[form.Get("Version")]
-	if !ok {
-		a.serveSTS(w, r, body, form, id)
-		return
-	}
-	operation, code := answer(w, r, body, form, id)
-	if a.Observe != nil {
-		a.Observe(operation, code, time.Since(start))
-	}
-	a.Log.Debug("call", "operation", operation, "code", code, "request", id, "dur", time.Since(start))
-}
-
-// serveSTS answers the query protocol of STS.
-func (a *API) serveSTS(w http.ResponseWriter, r *http.Request, body []byte, form url.Values, id string) {
-	c, err := a.Authenticate(r, body, "sts")
-	var result string
-	switch {
-	case err != nil:
-		err = stsError(a.errorOf(r.Context(), err))
-	case form.Get("Action") != "GetCallerIdentity":
-		err = failure("InvalidAction", "Could not find operation %s for version %s", clip(form.Get("Action")), clip(form.Get("Version")))
-	default:
-		result = fmt.Sprintf("<Arn>%s</Arn><UserId>%s</UserId><Account>%s</Account>", c.ARN, c.AccessKeyID, a.Account)
-	}
-	code := a.replySTS(w, result, err, id)
-	if a.Observe != nil {
-		a.Observe("GetCallerIdentity", code, 0)
-	}
-}
-
-// stsError names an authentication error as the query services do.
-func stsError(e *Error) error {
-	out := *e
-	out.Status = http.StatusForbidden
-	switch e.Code {
-	case "UnrecognizedClientException":
-		out.Code = "InvalidClientTokenId"
-	case "InvalidSignatureException":
-		out.Code = "SignatureDoesNotMatch"
-	case "MissingAuthenticationTokenException":
-		out.Code = "MissingAuthenticationToken"
-	case "IncompleteSignatureException":
-		out.Code, out.Status = "IncompleteSignature", http.StatusBadRequest
-	case "ServerException":
-		out.Status = e.Status
-	}
-	return &out
-}
-
-// AuthenticateOperator lets a request of the query protocol pass that the operator has
-// signed for a service. The error is the service's own in its names, with the status.
-func (a *API) AuthenticateOperator(r *http.Request, body []byte, service string) error {
-	c, err := a.Authenticate(r, body, service)
-	if err != nil {
-		return stsError(a.errorOf(r.Context(), err))
-	}
-	if c.Kind != Operator {
-		return &Error{Code: "UnauthorizedOperation", Message: "You are not authorized to perform this operation. Only the operator's key is.", Status: http.StatusForbidden}
-	}
-	return nil
-}
-
-func (a *API) replySTS(w http.ResponseWriter, result string, err error, id string) string {
-	const ns = `xmlns="https://sts.amazonaws.com/doc/2011-06-15/"`
-	w.Header().Set("Content-Type", "text/xml")
-	var e *Error
-	if errors.As(err, &e) {
-		a.write(w, e.Status, fmt.Appendf(nil, "<ErrorResponse %s><Error><Type>Sender</Type><Code>%s</Code><Message>%s</Message></Error><RequestId>%s</RequestId></ErrorResponse>\n",
-			ns, e.Code, escapeXML(e.Message), id))
-		return e.Code
-	}
-	a.write(w, http.StatusOK, fmt.Appendf(nil, "<GetCallerIdentityResponse %s><GetCallerIdentityResult>%s</GetCallerIdentityResult><ResponseMetadata><RequestId>%s</RequestId></ResponseMetadata></GetCallerIdentityResponse>\n",
-		ns, result, id))
-	return ""
 }

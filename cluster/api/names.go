@@ -20,7 +20,7 @@ var nameRule = regexp.MustCompile(`^[a-zA-Z0-9_-]{1,255}$`)
 
 // arn makes an ECS ARN of a resource such as cluster/default.
 func (c Config) arn(kind string, parts ...string) string {
-	return "arn:" + partition(c.Region) + ":ecs:" + c.Region + ":" + c.Account + ":" + kind + "/" + strings.Join(parts, "/")
+	return "arn:" + Partition(c.Region) + ":ecs:" + c.Region + ":" + c.Account + ":" + kind + "/" + strings.Join(parts, "/")
 }
 
 func (c Config) clusterARN(name string) string { return c.arn("cluster", name) }
@@ -33,7 +33,7 @@ func (c Config) definitionARN(family string, revision int32) string {
 // text that is not an ECS ARN of this region and account.
 func (c Config) resource(arn string) (kind string, parts []string, ok bool) {
 	f := strings.SplitN(arn, ":", 6)
-	if len(f) != 6 || f[0] != "arn" || f[1] != partition(c.Region) || f[2] != "ecs" || f[3] != c.Region || f[4] != c.Account {
+	if len(f) != 6 || f[0] != "arn" || f[1] != Partition(c.Region) || f[2] != "ecs" || f[3] != c.Region || f[4] != c.Account {
 		return "", nil, false
 	}
 	parts = strings.Split(f[5], "/")

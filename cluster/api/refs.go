@@ -34,8 +34,8 @@ func clip(s string) string {
 	return s
 }
 
-// partition is the first word of a region's ARNs (ECS API, "ARNs and identifiers").
-func partition(region string) string {
+// Partition is the first word of a region's ARNs (ECS API, "ARNs and identifiers").
+func Partition(region string) string {
 	switch {
 	case strings.HasPrefix(region, "cn-"):
 		return "aws-cn"

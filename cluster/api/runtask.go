@@ -222,6 +222,9 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 	if err := l.override(in.overrides); err != nil {
 		return nil, err
 	}
+	if err := a.checkRoles(l.resolved); err != nil {
+		return nil, err
+	}
 	if l.tags, err = launchTags(in, cluster, definition.Tags); err != nil {
 		return nil, err
 	}
@@ -230,6 +233,22 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 		return nil, invalidParameter("Invalid namespace for group: %s is reserved for services.", clip(l.group))
 	}
 	return l, nil
+}
+
+// checkRoles refuses a task whose roles nobody can take for it. The words are those of ECS.
+func (a *API) checkRoles(def *types.TaskDefinition) error {
+	if a.IAM == nil {
+		return nil
+	}
+	for _, role := range []*string{def.TaskRoleArn, def.ExecutionRoleArn} {
+		if str(role) == "" {
+			continue
+		}
+		if err := a.IAM.Assumable(*role); err != nil {
+			return clientException("ECS was unable to assume the role '%s' that was provided for this task. Please verify that the role being passed has the proper trust relationship and permissions and that your IAM user has permissions to pass this role. (%s)", clip(*role), err)
+		}
+	}
+	return nil
 }
 
 // override resolves the overrides and what a task then needs of an instance.

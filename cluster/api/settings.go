@@ -75,7 +75,7 @@ func (a *API) principal(ctx context.Context, arn *string) (string, error) {
 		return CallerOf(ctx).ARN, nil
 	}
 	// The key's parts are joined with slashes, which only the last may hold.
-	if !strings.HasPrefix(p, "arn:"+partition(a.Region)+":iam::"+a.Account+":") || len(p) > 2048 {
+	if !strings.HasPrefix(p, "arn:"+Partition(a.Region)+":iam::"+a.Account+":") || len(p) > 2048 {
 		return "", invalidParameter("The principalArn %s is not one of account %s.", clip(p), a.Account)
 	}
 	if strings.HasSuffix(p, ":root") {
@@ -86,7 +86,7 @@ func (a *API) principal(ctx context.Context, arn *string) (string, error) {
 
 func (a *API) shownSetting(name types.SettingName, value, principal string) types.Setting {
 	if principal == everyone {
-		principal = "arn:" + partition(a.Region) + ":iam::" + a.Account + ":root"
+		principal = "arn:" + Partition(a.Region) + ":iam::" + a.Account + ":root"
 	}
 	kind := types.SettingTypeUser
 	if name == types.SettingNameGuardDutyActivate {

@@ -43,6 +43,9 @@ type Verifier struct {
 	Region string
 	// Secret finds the secret of an access key id.
 	Secret func(accessKeyID string) (secret string, ok bool)
+	// Session finds the secret of a temporary key by its id and session token; expired
+	// is set for one that was valid once. Nil means that there are none.
+	Session func(accessKeyID, token string) (secret string, expired, ok bool)
 	// Now is the clock; nil means time.Now.
 	Now func() time.Time
 
@@ -81,7 +84,10 @@ func (v *Verifier) Verify(r *http.Request, body []byte, service string) (string,
 	if err != nil {
 		return "", err
 	}
-	secret, known := v.Secret(c.id)
+	secret, known, err := v.secret(r, c.id)
+	if err != nil {
+		return "", err
+	}
 	if !known {
 		return "", refused("UnrecognizedClientException", "The security token included in the request is invalid.")
 	}
@@ -100,6 +106,28 @@ func (v *Verifier) Verify(r *http.Request, body []byte, service string) (string,
 		return "", refused("InvalidSignatureException", "The request signature we calculated does not match the signature you provided. Check your AWS Secret Access Key and signing method. Consult the service documentation for details.")
 	}
 	return c.id, nil
+}
+
+// Token is the session token that a request carries with a temporary key; "" with others.
+func Token(r *http.Request) string {
+	if Presigned(r) {
+		return r.URL.Query().Get("X-Amz-Security-Token")
+	}
+	return r.Header.Get("X-Amz-Security-Token")
+}
+
+// secret finds the secret that a request was signed with.
+func (v *Verifier) secret(r *http.Request, id string) (secret string, known bool, err error) {
+	token := Token(r)
+	if token == "" || v.Session == nil {
+		secret, known = v.Secret(id)
+		return secret, known, nil
+	}
+	secret, expired, known := v.Session(id, token)
+	if expired {
+		return "", false, refused("ExpiredTokenException", "The security token included in the request is expired")
+	}
+	return secret, known, nil
 }
 
 func parse(r *http.Request) (credentials, error) {
@@ -170,7 +198,9 @@ func (v *Verifier) checkScope(r *http.Request, c credentials, service string) (s
 	if c.service != service {
 		return "", refused("InvalidSignatureException", "Credential should be scoped to correct service: '%s'.", service)
 	}
-	if v.Region != "" && c.region != v.Region {
+	// IAM and STS are one for all regions at AWS, and clients sign for the first one.
+	global := (service == "iam" || service == "sts") && c.region == "us-east-1"
+	if v.Region != "" && c.region != v.Region && !global {
 		return "", refused("InvalidSignatureException", "Credential should be scoped to a valid region, not '%.64s'; this cluster is in '%s'.", c.region, v.Region)
 	}
 	now := time.Now

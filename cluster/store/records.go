@@ -46,6 +46,8 @@ var (
 	Interfaces = newTable[Interface](15, "interfaces")
 	// Addresses is keyed by Key(subnet id, address).
 	Addresses = newTable[Address](16, "addresses")
+	// Roles is keyed by the role's name.
+	Roles = newTable[Role](17, "roles")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
@@ -53,6 +55,7 @@ var (
 		ClientTokens.table, Settings.table, Meta.table, Nodes.table,
 		VPCs.table, Subnets.table, SecurityGroups.table, SecurityGroupRules.table,
 		Interfaces.table, Addresses.table,
+		Roles.table,
 	}
 )
 

@@ -90,6 +90,7 @@ func agentMain(c *cobra.Command, name string, args []string) error {
 
 func (a *app) clusterProgram() *cobra.Command {
 	var o cluster.Config
+	var atAWS bool
 	c := &cobra.Command{
 		Use:   "cluster",
 		Short: "Run the central cluster in the foreground",
@@ -108,6 +109,12 @@ into which root.key, and tls if there is one, was copied from the first.`,
 				o.Dir = a.system.Layout.ClusterDir()
 			}
 			o.Log = programLog(c.ErrOrStderr())
+			if atAWS {
+				var err error
+				if o.Foreign, err = cluster.RolesAtAWS(c.Context(), o.Region); err != nil {
+					return err
+				}
+			}
 			s, err := cluster.Open(c.Context(), o)
 			if err != nil {
 				return err
@@ -122,6 +129,7 @@ into which root.key, and tls if there is one, was copied from the first.`,
 	f.StringVar(&o.Listen, "listen", system.DefaultListen, "`address` of the API")
 	f.StringVar(&o.Region, "region", system.DefaultRegion, "`region` that appears in ARNs")
 	f.StringVar(&o.Account, "account", "", "12 `digits` of the account that appears in ARNs (default 000000000000)")
+	f.BoolVar(&atAWS, "roles-at-aws", false, "take roles that are not in the cluster's role store at AWS, with the identity of this program's environment")
 	f.StringSliceVar(&o.Endpoints, "etcd-endpoints", nil, "`URLs` of an etcd cluster to keep the records in")
 	f.StringVar(&o.Advertise, "advertise", "", "`host` that clients and agents are told (default the listening address)")
 	f.StringVar(&o.Node, "node", "", "`name` of this process among those on one etcd (default the machine's name and the listening address)")

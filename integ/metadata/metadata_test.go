@@ -31,7 +31,8 @@ func TestMain(m *testing.M) { host.Main(m) }
 
 type lab struct {
 	*system.System
-	ports atomic.Int32
+	ports   atomic.Int32
+	forward string // URL of the cluster for tasks
 }
 
 // guest is a running task with the program of that name.
@@ -159,6 +160,7 @@ func TestMetadata(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Load("guest", img)
+	l.forward = forward(t, l.Cluster.URL)
 	for _, tt := range []struct {
 		name string
 		run  func(*testing.T, *lab)
@@ -170,9 +172,42 @@ func TestMetadata(t *testing.T) {
 		{"rate", rate},
 		{"host mode", hostMode},
 		{"agent restart", agentRestart},
+		{"roles", roles},
+		{"roles in host mode", hostRole},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, l) })
 	}
+}
+
+// forward makes the cluster, which listens on loopback, reachable on an address of the
+// host.
+func forward(t *testing.T, to string) string {
+	t.Helper()
+	target, err := url.Parse(to)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ln, err := net.Listen("tcp", host.Address+":0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { ln.Close() }) //nolint:errcheck // nobody uses it
+	go func() {
+		for {
+			in, err := ln.Accept()
+			if err != nil {
+				return
+			}
+			out, err := net.Dial("tcp", target.Host)
+			if err != nil {
+				in.Close()
+				continue
+			}
+			go func() { io.Copy(out, in); out.Close() }() //nolint:errcheck // the ends tell
+			go func() { io.Copy(in, out); in.Close() }()  //nolint:errcheck // the ends tell
+		}
+	}()
+	return "http://" + ln.Addr().String()
 }
 
 // documents compares what a task is told with what the cluster knows of it.

@@ -17,6 +17,7 @@ import (
 	cacs "berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/cluster/ec2"
+	"berth.dev/berth/cluster/iam"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/tcs"
@@ -71,6 +72,14 @@ func secret(id string) string {
 	return "secret-of-" + id
 }
 
+// foreign stands for AWS, where roles are taken that the lab's role store does not know.
+func foreign(_ context.Context, roleARN, session string) (iam.Keys, error) {
+	return iam.Keys{
+		AccessKeyID: "ASIAFOREIGN000000000", SecretAccessKey: "secret-of-" + roleARN, SessionToken: "token-of-" + session,
+		Expires: time.Now().Add(time.Hour),
+	}, nil
+}
+
 // InstanceKey makes a key for one instance.
 func (l *Lab) InstanceKey(id string) aws.CredentialsProvider {
 	l.t.Helper()
@@ -115,6 +124,7 @@ func (l *Lab) Start() {
 		return secret(id), known
 	}}
 	config := api.Config{Region: LabRegion, Account: "000000000000", Endpoint: func() string { return l.URL }}
+	config.IAM = &iam.Service{Store: l.Store, Root: []byte("the root key of the lab's cluster"), Account: config.Account, Partition: "aws", Foreign: foreign}
 	if l.config != nil {
 		l.config(&config)
 	}
@@ -127,6 +137,9 @@ func (l *Lab) Start() {
 	})
 	l.API.Queries = map[string]api.Query{ec2.Version: network.Serve}
 	c := cacs.Config{Store: l.Store, Authenticate: l.API.Authenticate, Fail: l.API.FailTask, Node: LabNode, Log: log}
+	if config.IAM != nil {
+		c.Credentials = config.IAM.TaskCredentials
+	}
 	if l.acs != nil {
 		l.acs(&c)
 	}
