@@ -140,6 +140,7 @@ func (a *agent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.debug().serve(ctx, a.socket()) })
 	g.Go(func() error { return a.serveGrants(ctx) })
+	g.Go(func() error { return ignoreCancel(ctx, a.introspect(ctx)) })
 
 	var up errgroup.Group
 	up.Go(func() error { return a.register(ctx) })

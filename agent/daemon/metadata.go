@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"path/filepath"
 	"sync"
 	"time"
@@ -57,7 +58,7 @@ func (a *agent) openMetadata(ctx context.Context) error {
 		m.files = &tmds.Files{Dir: filesDir(a.c), Instance: a.metadataInstance, HideZone: a.c.Metadata.AZDisabled}
 	}
 	m.server = tmds.New(tmds.Config{
-		Dir: endpointsDir(a.c), Tasks: m.tasks, Credentials: a.creds,
+		Dir: endpointsDir(a.c), Tasks: m.tasks, Credentials: a.creds, Stats: &meter{view: m.tasks.View},
 		Cluster: metadataCluster{a}, Instance: a.metadataInstance,
 		Rate: int(a.c.Metadata.Rates.Steady), Burst: int(a.c.Metadata.Rates.Burst),
 		HostRoles: a.c.Roles.TaskRoleHost, HideZone: a.c.Metadata.AZDisabled,
@@ -82,6 +83,21 @@ func (m *metadata) published(v engine.View) {
 		m.a.log.Warn("a metadata file could not be written", "task", v.Task.ID(), "err", err)
 	}
 }
+
+// introspect serves the introspection API. Where another program has its port, the agent
+// goes on without.
+func (a *agent) introspect(ctx context.Context) error {
+	l, err := net.Listen("tcp4", tmds.IntrospectionAddress)
+	if err != nil {
+		a.log.Warn("there is no introspection API", "err", err)
+		return nil
+	}
+	i := &tmds.Introspection{Views: a.views, Instance: a.metadataInstance, Version: a.version(), License: license, Log: a.log}
+	return i.Serve(ctx, l)
+}
+
+// license is what /license answers.
+const license = "Berth is free software under the Apache License, Version 2.0; the text is in the file LICENSE of its source.\n"
 
 func (m *metadata) close() error {
 	if m == nil {

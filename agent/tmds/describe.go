@@ -140,6 +140,15 @@ func container(v *engine.View, c *task.Container, version int) *tmds.Container {
 	for _, m := range c.Mounts {
 		d.Volumes = append(d.Volumes, tmds.Volume{DockerName: m.Volume, Source: source(v.Task, m.Volume), Destination: m.Path})
 	}
+	if h := r.Health; h != nil {
+		d.Health = &tmds.Health{Since: moment(h.Since), ExitCode: h.ExitCode, Output: h.Output}
+		if h.Status != task.HealthUnknown {
+			d.Health.Status = string(h.Status)
+		}
+	}
+	if version == 4 && c.Restart != nil {
+		d.RestartCount = &r.Restarts
+	}
 	if version == 4 {
 		d.LogDriver, d.LogOptions, d.ContainerARN = cmp.Or(c.HostConfig.LogConfig.Type, "json-file"), shownOptions(c.HostConfig.LogConfig.Config), c.ARN
 	}

@@ -21,6 +21,7 @@ func (q *request) stats(v *engine.View, c *task.Container, version int) (*tmds.S
 	defer cancel()
 	st, err := q.s.c.Stats.Stats(ctx, v.Task.ARN, c.Name)
 	if err != nil {
+		q.s.log.Debug("a container cannot be measured", "task", q.taskID, "container", c.Name, "err", err)
 		return nil, err
 	}
 	r := record(&v.Known, containerID(c.Name))

@@ -264,6 +264,17 @@ func documents(t *testing.T, l *lab) {
 		}
 		return nil
 	})
+	var st tmds.Stats
+	g.get(g.v4()+"/stats", &st)
+	if st.ID != c.DockerID || st.CPU.Usage.Total == 0 || st.Memory.Usage == 0 || st.Networks["eth0"].RxBytes == 0 {
+		t.Errorf("statistics: %+v", st)
+	}
+	var all map[string]tmds.Stats
+	g.get(g.v4()+"/task/stats", &all)
+	if len(all) != 2 || all[c.DockerID].Memory.Usage == 0 {
+		t.Errorf("statistics of the task: %+v", all)
+	}
+	introspection(t, &c, arn)
 	for _, tt := range []struct {
 		path, body string
 		status     int
@@ -287,6 +298,29 @@ func documents(t *testing.T, l *lab) {
 	}
 	if a := g.do(fetch{URL: "http://169.254.170.2//v4//x"}); a.Status != http.StatusMovedPermanently {
 		t.Errorf("a path that is not clean: %+v", a)
+	}
+}
+
+// introspection asks the agent from the host.
+func introspection(t *testing.T, c *tmds.Container, arn string) {
+	t.Helper()
+	for path, want := range map[string]string{
+		"/v1/metadata":                          `"ContainerInstanceArn":"arn:aws:ecs:`,
+		"/v1/tasks":                             arn,
+		"/v1/tasks?taskarn=" + arn:              `{"Arn":"` + arn + `","DesiredStatus":"RUNNING","KnownStatus":"RUNNING","Family":"guest-bridge"`,
+		"/v1/tasks?dockerid=" + c.DockerID[:12]: `"DockerName":"` + c.DockerName + `"`,
+		"/v1/tasks?taskarn=none":                `{"Arn":"","KnownStatus":""`,
+		"/anything":                             `{"AvailableCommands":["/v1/metadata","/v1/tasks","/license"]}`,
+	} {
+		resp, err := http.Get("http://127.0.0.1:51678" + path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		b, err := io.ReadAll(resp.Body)
+		resp.Body.Close()
+		if err != nil || !strings.Contains(string(b), want) {
+			t.Errorf("%s: %s, %v", path, b, err)
+		}
 	}
 }
 
