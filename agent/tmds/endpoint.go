@@ -45,9 +45,10 @@ type Mount struct {
 
 // endpoint is one listener with what it serves.
 type endpoint struct {
-	taskID string
-	http   *http.Server // nil for tasks in the host's network
-	ids    map[string]string
+	taskID    string
+	namespace string
+	http      *http.Server // nil for tasks in the host's network
+	ids       map[string]string
 }
 
 func (e *endpoint) close() {
@@ -184,7 +185,7 @@ func (s *Server) open(t *task.Task, name string, h *Handle) error {
 	if there {
 		return nil
 	}
-	e := &endpoint{taskID: t.ID(), ids: h.IDs}
+	e := &endpoint{taskID: t.ID(), namespace: h.Namespace, ids: h.IDs}
 	var l net.Listener
 	var err error
 	if h.Namespace == "" {
@@ -252,6 +253,9 @@ func (s *Server) Remove(_ context.Context, t *task.Task, name string, _ task.Han
 	}
 	s.c.Credentials.Drop(t.ARN)
 	err := s.removeToken(t.ID())
+	if t.FaultInjection && t.NetworkMode == task.NetworkHost {
+		err = errors.Join(err, removeHostFaults(t.ID()))
+	}
 	if s.c.Files != nil {
 		err = errors.Join(err, s.c.Files.remove(t))
 	}
@@ -272,6 +276,13 @@ func (s *Server) Probe(_ context.Context, t *task.Task, name string, _ task.Hand
 // Owned lists what is on the host of tasks: the directories of tokens and metadata files.
 func (s *Server) Owned(context.Context) ([]task.Owned, error) {
 	var out []task.Owned
+	faulty, err := hostFaults()
+	if err != nil {
+		return nil, task.Fail(task.Unavailable, "", err)
+	}
+	for _, id := range faulty {
+		out = append(out, task.Owned{Resource: task.ResourceID{Kind: task.KindEndpoint, Name: hostName}, TaskID: id})
+	}
 	for _, dir := range s.directories() {
 		entries, err := os.ReadDir(dir)
 		if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -286,7 +297,7 @@ func (s *Server) Owned(context.Context) ([]task.Owned, error) {
 
 // Sweep removes the directories of one task that Owned listed.
 func (s *Server) Sweep(_ context.Context, o task.Owned) error {
-	var errs []error
+	errs := []error{removeHostFaults(o.TaskID)}
 	for _, dir := range s.directories() {
 		errs = append(errs, removeBelow(dir, o.TaskID))
 	}
