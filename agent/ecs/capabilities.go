@@ -85,7 +85,7 @@ func capabilities() []capability {
 		{name: capA + "service-connect-v1", notExternal: true},
 		{name: capA + "storage.ebs-task-volume-attach", notExternal: true},
 		{name: capA + "external", supported: true, when: func(c *config.Config) bool { return c.Cluster.External }},
-		{name: capA + "fault-injection", notExternal: true},
+		{name: capA + "fault-injection", supported: true, notExternal: true},
 		{name: capA + "ipv6-only"},
 	}
 }
