@@ -17,6 +17,7 @@ import (
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/image"
 	"berth.dev/berth/agent/logs/link"
+	"berth.dev/berth/agent/logs/router"
 	"berth.dev/berth/agent/netns"
 	"berth.dev/berth/agent/resource"
 	"berth.dev/berth/agent/roles"
@@ -41,6 +42,7 @@ type hostSide struct {
 	cgroups *resource.Cgroup
 	volumes *volume.Volumes
 	secrets *secret.Secrets
+	router  *router.Router
 	storage *volume.Storage
 	log     *slog.Logger
 	c       *config.Config
@@ -76,6 +78,7 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 		return nil, config.Terminal(err)
 	}
 	h := &hostSide{log: log, c: c, secrets: secret.New(secret.Config{Roles: r, Dir: filepath.Join(c.Berth.RunDir, "secrets"), Log: log})}
+	h.router = router.New(router.Settings{Dir: logSettings(c).Routers, Cluster: c.Cluster.Name, Fetch: fetchObject(r), Log: log})
 	h.client, err = runtime.Open(ctx, runtime.Config{
 		Address: address, Namespace: c.Berth.Namespace,
 		StateDir: c.Berth.RunDir, LogDir: filepath.Join(c.Berth.LogDir, "tasks"), LoggerPath: logger,
@@ -179,7 +182,7 @@ func (h *hostSide) clean(views func() []engine.View) image.CleanConfig {
 }
 
 func (h *hostSide) resources() []engine.Resource {
-	return []engine.Resource{h.client.Containers(), h.volumes, h.storage, h.network, h.cgroups, h.images, h.secrets}
+	return []engine.Resource{h.client.Containers(), h.volumes, h.storage, h.network, h.cgroups, h.images, h.secrets, h.router}
 }
 
 func (h *hostSide) close() error {
@@ -195,7 +198,18 @@ func (h *hostSide) close() error {
 func (h *hostSide) teardown(ctx context.Context) error {
 	endpoints := tmds.New(tmds.Config{Dir: endpointsDir(h.c), Files: &tmds.Files{Dir: filesDir(h.c)}})
 	_, err := engine.Sweep(ctx, append(h.resources(), endpoints), func(string) bool { return false }, h.log)
-	return errors.Join(err, link.StopShipper(h.c.Berth.RunDir, shipperStops), h.volumes.Teardown(), h.storage.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx), h.secrets.TeardownHost())
+	return errors.Join(err, h.stopShipper(), h.volumes.Teardown(), h.storage.Teardown(), h.network.TeardownHost(ctx), h.cgroups.TeardownHost(ctx), h.secrets.TeardownHost())
+}
+
+// stopShipper ends the shipper and removes its own log.
+func (h *hostSide) stopShipper() error {
+	err := link.StopShipper(h.c.Berth.RunDir, shipperStops)
+	for _, name := range []string{"shipper.log", "shipper.log.1"} {
+		if rerr := os.Remove(filepath.Join(h.c.Berth.LogDir, name)); !errors.Is(rerr, os.ErrNotExist) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	return err
 }
 
 // openVolumes makes the adapter for volumes. Tasks are kept from the agent's own

@@ -5,13 +5,18 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"strings"
 	"time"
+
+	"github.com/aws/aws-sdk-go-v2/aws/arn"
 
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/creds"
 	"berth.dev/berth/agent/logs"
 	"berth.dev/berth/agent/logs/grant"
 	"berth.dev/berth/agent/logs/link"
+	"berth.dev/berth/agent/roles"
+	"berth.dev/berth/agent/secret"
 	"berth.dev/berth/agent/task"
 )
 
@@ -84,4 +89,16 @@ func (a *agent) taskOf(id string) *task.Task {
 		}
 	}
 	return nil
+}
+
+// fetchObject reads a log router's own configuration from S3.
+func fetchObject(r *roles.Roles) func(context.Context, *task.Task, string) ([]byte, error) {
+	return func(ctx context.Context, t *task.Task, object string) ([]byte, error) {
+		a, err := arn.Parse(object)
+		bucket, key, ok := strings.Cut(a.Resource, "/")
+		if err != nil || a.Service != "s3" || !ok || bucket == "" || key == "" {
+			return nil, fmt.Errorf("config-file-value %q is not the ARN of an S3 object, such as arn:aws:s3:::bucket/path/extra.conf", object)
+		}
+		return secret.Object(ctx, r, t, bucket, key)
+	}
 }

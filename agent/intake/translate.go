@@ -114,6 +114,9 @@ func Translate(w *acs.Task, clusterARN string) (*task.Task, error) {
 			return nil, err
 		}
 	}
+	if err := logRouters(t); err != nil {
+		return nil, err
+	}
 	return t, checkReferences(t)
 }
 
@@ -136,8 +139,6 @@ func unsupported(w *acs.Task) error {
 	for i := range w.Containers {
 		c := &w.Containers[i]
 		switch {
-		case c.FirelensConfiguration != nil && c.FirelensConfiguration.Type != "":
-			return refuse("firelensConfiguration is")
 		case len(c.CredentialSpecs) > 0:
 			return refuse("credentialSpecs are")
 		}
@@ -202,6 +203,12 @@ func translateContainer(w *acs.Container) (*task.Container, error) {
 	}
 	if err := docker(c, w.DockerConfig); err != nil {
 		return nil, err
+	}
+	if f := w.FirelensConfiguration; f != nil && f.Type != "" {
+		if f.Type != "fluentd" && f.Type != "fluentbit" {
+			return nil, fault("firelensConfiguration: type must be fluentd or fluentbit")
+		}
+		c.Router = &task.LogRouter{Type: f.Type, Options: f.Options}
 	}
 	if err := references(c, w); err != nil {
 		return nil, fault("%w", err)

@@ -193,6 +193,10 @@ func (s *Settings) toRouter(t *task.Task, c *task.Container) map[string]string {
 		"fluentd-sub-second-precision": "true",
 		"fluentd-async":                strconv.FormatBool(!s.RouterWaits),
 	}
+	// Fluent Bit acknowledges what it has taken. Fluentd's input for unix sockets does not.
+	if r := t.LogRouter(); r != nil && r.Router.Type == "fluentbit" {
+		o["fluentd-request-ack"] = "true"
+	}
 	if v := given["log-driver-buffer-limit"]; v != "" {
 		o["fluentd-buffer-limit"] = v
 	}

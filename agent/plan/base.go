@@ -52,6 +52,7 @@ func bases(t *task.Task) []base {
 		volumeBases(t),
 		endpointBases(t),
 		secretBases(t),
+		routerBases(t),
 	)
 }
 
@@ -122,7 +123,20 @@ func secretBases(t *task.Task) []base {
 	if b.users == nil {
 		return nil
 	}
+	// The log router is given the secret log options of all containers.
+	if r := t.LogRouter(); r != nil && !slices.Contains(b.users, r.Name) {
+		b.users = append(b.users, r.Name)
+	}
 	return []base{b}
+}
+
+// routerBases lists the files of a task's log router.
+func routerBases(t *task.Task) []base {
+	r := t.LogRouter()
+	if r == nil {
+		return nil
+	}
+	return []base{{id: LogRouter, users: []string{r.Name}, limit: setupTimeout}}
 }
 
 // uses reports whether a container stands on the base.

@@ -121,6 +121,7 @@ var (
 	Admission = task.ResourceID{Kind: task.KindAdmission, Name: "task"}
 	Cgroup    = task.ResourceID{Kind: task.KindCgroup, Name: "task"}
 	Secrets   = task.ResourceID{Kind: task.KindSecrets, Name: "task"}
+	LogRouter = task.ResourceID{Kind: task.KindLogRouter, Name: "task"}
 )
 
 // sharedNetwork is the network of a task whose containers share one.

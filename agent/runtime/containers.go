@@ -211,6 +211,9 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	if p.in.Endpoint, err = endpoint(name, d); err != nil {
 		return nil, err
 	}
+	if err := s.logRouter(p, c, d); err != nil {
+		return nil, err
+	}
 	if err := p.volumes(d); err != nil {
 		return nil, err
 	}

@@ -54,8 +54,12 @@ type Endpoint struct {
 	Mounts      []EndpointMount
 }
 
-// EndpointMount is a file or directory of the host that the container may read.
-type EndpointMount struct{ Source, Destination string }
+// EndpointMount is a file or directory of the host that the container may read, or write
+// as well.
+type EndpointMount struct {
+	Source, Destination string
+	Writable            bool
+}
 
 // Network is the container's network namespace and the files that go with it.
 type Network struct {

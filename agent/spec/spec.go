@@ -318,7 +318,11 @@ func mounts(in Input, sec security) ([]specs.Mount, error) {
 	}
 	ms = append(ms, vs...)
 	for _, m := range in.Endpoint.Mounts {
-		ms = append(ms, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}})
+		may := "ro"
+		if m.Writable {
+			may = "rw"
+		}
+		ms = append(ms, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", may}})
 	}
 	for _, m := range in.Given.Mounts {
 		at, err := mountPath("secret files", m.Path)

@@ -30,6 +30,7 @@ const (
 	KindCgroup    = "cgroup"    // the parent cgroup of the task; one, named "task"
 	KindNetwork   = "network"   // a network namespace: named as its container, or "task" where all share one
 	KindImage     = "image"     // the image of one container; named as the container
+	KindLogRouter = "logrouter" // the files of a task's log router; one, named "task"
 	KindSecrets   = "secrets"   // the values of a task's secrets and environment files; one, named "task"
 	KindVolume    = "volume"    // a volume that a driver makes; named as the volume
 	KindEndpoint  = "endpoint"  // a metadata endpoint; named as the network that it serves

@@ -101,6 +101,7 @@ type Container struct {
 
 	HealthCheckType string     `json:"healthCheckType,omitempty"`
 	LogsAuth        string     `json:"logsAuth,omitempty"` // "ExecutionRole": that role sends the log
+	Router          *LogRouter `json:"router,omitempty"`   // set in the task's log router (FireLens)
 	Restart         *Restart   `json:"restart,omitempty"`
 	Config          Config     `json:"config"`
 	HostConfig      HostConfig `json:"hostConfig"`
@@ -314,6 +315,22 @@ type Ulimit struct {
 	Name string
 	Soft int64
 	Hard int64
+}
+
+// LogRouter makes a container the log router of its task.
+type LogRouter struct {
+	Type    string            `json:"type"` // fluentd or fluentbit
+	Options map[string]string `json:"options,omitempty"`
+}
+
+// LogRouter returns the container that is the task's log router, or nil.
+func (t *Task) LogRouter() *Container {
+	for i := range t.Containers {
+		if t.Containers[i].Router != nil {
+			return &t.Containers[i]
+		}
+	}
+	return nil
 }
 
 // LogConfig chooses the log driver of a container.

@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -190,6 +191,51 @@ func logs() []scenario {
 					t.Error("nothing came")
 				}
 			},
+		},
+		{
+			name: "output to a log router",
+			define: task(nil,
+				with(named("router", shell("cat /fluent-bit/etc/fluent-bit.conf; ls -d /var/run; exec sleep 3600")), func(c *types.ContainerDefinition) {
+					c.FirelensConfiguration = &types.FirelensConfiguration{Type: types.FirelensConfigurationTypeFluentbit, Options: map[string]string{"config-file-type": "file", "config-file-value": "/extra.conf"}}
+				}),
+				with(shell("echo to $FLUENT_HOST:$FLUENT_PORT; exec sleep 3600"), driver(types.LogDriverAwsfirelens, map[string]string{"Name": "stdout", "exclude-pattern": "secret"}))),
+			running: func(t *testing.T, l *lab, tk types.Task) {
+				// Fluent Bit itself is not here: the test listens where it would.
+				listener, err := net.Listen("unix", filepath.Join(l.Dir, "run", "firelens", taskID(tk), "socket", "fluent.sock"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer listener.Close()
+				conn, err := listener.Accept()
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer conn.Close()
+				b := make([]byte, 4096)
+				n, err := conn.Read(b)
+				address := regexp.MustCompile(`to [0-9.]+:24224`)
+				if text := string(b[:n]); err != nil || !strings.Contains(text, "main-firelens-"+taskID(tk)) || !address.MatchString(text) || !strings.Contains(text, "chunk") {
+					t.Errorf("got %q: %v", text, err)
+				}
+				config := strings.Join(l.output(t, tk, "router"), "\n")
+				for _, want := range []string{"unix_path /var/run/fluent.sock", "Mem_Buf_Limit 16MB", "Exclude log secret", "@INCLUDE /extra.conf", "Record ecs_task_arn " + aws.ToString(tk.TaskArn), "    Name stdout\n    Match main-firelens*"} {
+					if !strings.Contains(config, want) {
+						t.Errorf("the configuration lacks %q:\n%s", want, config)
+					}
+				}
+			},
+			want: stopped(end{"router", 137, ""}, end{"main", 137, ""}),
+		},
+		{
+			name: "log router without an output", want: outcome{
+				StopCode: types.TaskStopCodeTaskFailedToStart, Containers: []end{{"router", noExit, ""}, {"main", noExit, ""}},
+				Reason: "ResourceInitializationError: unable to generate firelens config: container main: missing output key @type which is required for firelens configuration of type fluentd",
+			},
+			define: task(nil,
+				with(named("router", shell("exec sleep 3600")), func(c *types.ContainerDefinition) {
+					c.FirelensConfiguration = &types.FirelensConfiguration{Type: types.FirelensConfigurationTypeFluentd}
+				}),
+				with(container("true"), driver(types.LogDriverAwsfirelens, map[string]string{"Name": "stdout"}))),
 		},
 	}
 }
