@@ -79,6 +79,7 @@ fuzz: deps ## every fuzz target for FUZZTIME (a number of executions, or a time)
 bench: build ## the figures of Berth beside those of the bare containerd client
 	@packaging/scripts/install-packages run test
 	@$(GO) test -tags '$(TAGS)' -run '^$$' -bench . -benchtime 1x -timeout 30m ./integ/bench/... ./cluster/sched/...
+	@BERTH_LOG_SCALE=full $(GO) test -tags '$(TAGS)' -count=1 -v -timeout 20m -run 'Much|FullSpeed|Thousand|VeryLong|OneShipper' ./integ/logs
 
 dist: build ## one archive of the programs in dist/
 	@mkdir -p dist && tar --sort=name --owner=0 --group=0 --numeric-owner -czf dist/berth-$(VERSION)-linux-$$($(GO) env GOARCH).tar.gz --exclude=.packed LICENSE README.md CHANGELOG.md SECURITY.md docs examples $(BIN)

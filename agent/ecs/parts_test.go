@@ -61,7 +61,11 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.execution-role-ecr-pull",
 		"ecs.capability.container-health-check",
 		"ecs.capability.execution-role-awslogs",
-		"ecs.capability.docker-plugin.local", "ecs.capability.efs", "ecs.capability.efsAuth",
+		"ecs.capability.docker-plugin.local",
+		"ecs.capability.firelens.fluentd", "ecs.capability.firelens.fluentbit", "com.amazonaws.ecs.capability.logging-driver.awsfirelens",
+		"ecs.capability.logging-driver.awsfirelens.log-driver-buffer-limit", "ecs.capability.firelens.non-root-user",
+		"ecs.capability.efs", "ecs.capability.efsAuth",
+		"ecs.capability.firelens.options.config.file", "ecs.capability.firelens.options.config.s3",
 		"ecs.capability.external",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)

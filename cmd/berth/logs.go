@@ -15,6 +15,7 @@ import (
 	"github.com/spf13/cobra"
 	"golang.org/x/sync/errgroup"
 
+	"berth.dev/berth/agent/logs"
 	"berth.dev/berth/agent/runtime/logfile"
 	"berth.dev/berth/cmd/berth/internal/operator"
 	"berth.dev/berth/cmd/berth/internal/screen"
@@ -130,10 +131,28 @@ func (a *app) showLogs(ctx context.Context, api *operator.Client, cluster string
 	if err := group.Wait(); err != nil {
 		return err
 	}
+	for _, name := range names {
+		a.noteShipping(name, filepath.Join(system.TaskLogs(a.system.Layout), operator.Tail(t.TaskArn), name))
+	}
 	if !slices.Contains(missing, false) {
 		return fmt.Errorf("task %s has no output on this host: it never started, runs elsewhere, or was cleaned up", operator.Short(t.TaskArn))
 	}
 	return nil
+}
+
+// noteShipping says what is wrong with sending a container's output to where its log
+// driver says.
+func (a *app) noteShipping(name, dir string) {
+	s, err := logs.ReadState(dir)
+	switch {
+	case err != nil:
+		a.screen.Note("It is not known whether the output of %s was sent on: %v", name, err)
+	case s.Error != "":
+		a.screen.Note("The output of %s cannot be sent on since %s: %s", name, s.Since.Local().Format(time.DateTime), s.Error)
+	}
+	if s.Lost > 0 {
+		a.screen.Note("%d lines of the output of %s were never sent on.", s.Lost, name)
+	}
 }
 
 func (a *app) entry(name, prefix string, e logfile.Entry, stamps bool) error {

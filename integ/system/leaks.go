@@ -28,6 +28,10 @@ func (s *System) World() (world.Snapshot, error) {
 	}
 	// The machine has programs of other tests, too; ours name our directory.
 	shot[world.Programs] = slices.DeleteFunc(shot[world.Programs], func(line string) bool { return !strings.Contains(line, s.Dir) })
+	// The shipper's own log is no task's; a teardown takes it away.
+	for k, lines := range shot {
+		shot[k] = slices.DeleteFunc(lines, func(line string) bool { return strings.HasSuffix(line, filepath.Join(s.Dir, "log", "shipper.log")) })
+	}
 	// Sockets of tasks are inside their namespaces; what listens here are the tests' own servers.
 	delete(shot, world.Sockets)
 	return shot, nil

@@ -9,22 +9,16 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"time"
 
+	"berth.dev/berth/agent/logs"
 	"berth.dev/berth/agent/runtime/logfile"
 )
 
-// PlaceFile is the name of the file in a log directory that says how far the log has
-// been sent.
-const PlaceFile = "shipped.json"
-
-// Place is the content of that file.
+// Place says how far a log has been sent. It is the content of logs.PlaceFile.
 type Place struct {
 	logfile.Position
-	Done  bool      `json:"done,omitempty"`  // the container has ended and all was sent
-	Lost  uint64    `json:"lost,omitempty"`  // lines that were never sent
-	Error string    `json:"error,omitempty"` // why nothing is sent at present
-	Since time.Time `json:"since,omitzero"`  // since when
+	logs.State
+	Done bool `json:"done,omitempty"` // the container has ended and all was sent
 }
 
 // placeSize is the size of the file. It is written over in place and never grows, so
@@ -38,7 +32,7 @@ const maxError = 1000
 // down, it is the start.
 func ReadPlace(dir string) (Place, error) {
 	var p Place
-	b, err := os.ReadFile(filepath.Join(dir, PlaceFile))
+	b, err := os.ReadFile(filepath.Join(dir, logs.PlaceFile))
 	if errors.Is(err, fs.ErrNotExist) || err == nil && len(bytes.TrimSpace(b)) == 0 {
 		return p, nil
 	}
@@ -46,7 +40,7 @@ func ReadPlace(dir string) (Place, error) {
 		return p, err
 	}
 	if err := json.NewDecoder(io.LimitReader(bytes.NewReader(b), placeSize)).Decode(&p); err != nil {
-		return Place{}, fmt.Errorf("%s: %w", filepath.Join(dir, PlaceFile), err)
+		return Place{}, fmt.Errorf("%s: %w", filepath.Join(dir, logs.PlaceFile), err)
 	}
 	return p, nil
 }
@@ -62,7 +56,7 @@ func writePlace(dir string, p Place) error {
 			continue
 		}
 		b = append(b, bytes.Repeat([]byte(" "), placeSize-1-len(b))...)
-		f, err := os.OpenFile(filepath.Join(dir, PlaceFile), os.O_WRONLY|os.O_CREATE, 0o600)
+		f, err := os.OpenFile(filepath.Join(dir, logs.PlaceFile), os.O_WRONLY|os.O_CREATE, 0o600)
 		if err != nil {
 			return err
 		}
