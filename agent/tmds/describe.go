@@ -134,6 +134,9 @@ func container(v *engine.View, c *task.Container, version int) *tmds.Container {
 	}
 	network := networkOf(v, c.Name)
 	d.Ports = ports(network.Bindings[c.Name], version)
+	if v.Task.NetworkMode == task.NetworkAWSVPC {
+		d.Ports = ownPorts(c)
+	}
 	if r.RuntimeID != "" {
 		d.Networks = networks(v.Task, network, version)
 	}
@@ -239,6 +242,51 @@ func ports(bindings []task.Binding, version int) []tmds.Port {
 	return out
 }
 
+// ownPorts are those of a container with a network interface of the task's own, where they
+// are not translated.
+func ownPorts(c *task.Container) []tmds.Port {
+	var out []tmds.Port
+	for _, p := range c.Ports {
+		if p.ContainerRange == "" {
+			out = append(out, tmds.Port{ContainerPort: p.ContainerPort, HostPort: p.ContainerPort, Protocol: p.Protocol})
+		}
+	}
+	return out
+}
+
+// elastic is the network of a task with interfaces of its own: the addresses of all of
+// them, and in version 4 what else is known of the first.
+func elastic(t *task.Task, version int) tmds.Network {
+	n := tmds.Network{NetworkMode: task.NetworkAWSVPC}
+	for i := range t.Interfaces {
+		for _, a := range t.Interfaces[i].Addresses {
+			if a.Is4() {
+				n.IPv4Addresses = append(n.IPv4Addresses, a.String())
+			} else {
+				n.IPv6Addresses = append(n.IPv6Addresses, a.String())
+			}
+		}
+	}
+	if version < 4 {
+		return n
+	}
+	first, index := &t.Interfaces[0], 0
+	n.AttachmentIndex, n.MACAddress, n.PrivateDNSName = &index, first.MAC, first.PrivateDNSName
+	n.DomainNameServers, n.DomainNameSearchList = first.NameServers, first.Domains
+	if first.GatewayV4.IsValid() {
+		n.IPv4SubnetCIDRBlock, n.SubnetGatewayIPv4Address = first.GatewayV4.Masked().String(), first.GatewayV4.String()
+	}
+	for _, p := range first.Prefixes() {
+		if p.Addr().Is6() && n.IPv6SubnetCIDRBlock == "" {
+			n.IPv6SubnetCIDRBlock = p.Masked().String()
+		}
+	}
+	if first.GatewayV6.IsValid() && len(n.IPv4Addresses) == 0 {
+		n.SubnetGatewayIPv6Address = first.GatewayV6.String()
+	}
+	return n
+}
+
 func span(s string) (first, last int) {
 	a, b, _ := strings.Cut(s, "-")
 	first, err1 := strconv.Atoi(a)
@@ -255,7 +303,9 @@ func networks(t *task.Task, r *task.Record, version int) []tmds.Network {
 	var h struct {
 		IP   string `json:"ip"`
 		IPv6 string `json:"ipv6"`
-		MAC  string `json:"mac"`
+	}
+	if len(t.Interfaces) > 0 {
+		return []tmds.Network{elastic(t, version)}
 	}
 	if len(r.Handle) > 0 && json.Unmarshal(r.Handle, &h) != nil {
 		return nil
@@ -263,9 +313,6 @@ func networks(t *task.Task, r *task.Record, version int) []tmds.Network {
 	n := tmds.Network{NetworkMode: t.NetworkMode, IPv4Addresses: []string{h.IP}}
 	if h.IPv6 != "" {
 		n.IPv6Addresses = []string{h.IPv6}
-	}
-	if version == 4 && t.NetworkMode == task.NetworkAWSVPC {
-		n.MACAddress = h.MAC
 	}
 	return []tmds.Network{n}
 }

@@ -8,11 +8,14 @@ import (
 	"net"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
 
 	"berth.dev/berth/agent/creds"
 	"berth.dev/berth/agent/engine"
@@ -60,6 +63,10 @@ func start(t *testing.T, edit func(*task.Task, *Config)) *world {
 	w := &world{creds: &creds.Store{}, task: &task.Task{
 		ARN: "arn:aws:ecs:us-east-1:000000000000:task/default/abc", ClusterARN: "arn:aws:ecs:us-east-1:000000000000:cluster/default", Family: "web", Version: "3",
 		NetworkMode: task.NetworkAWSVPC, CredentialsID: "mine", ExecutionCredentialsID: "agents", FaultInjection: true,
+		Interfaces: []task.Interface{{
+			MAC: "02:00:00:00:00:07", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.7"), netip.MustParseAddr("2001:db8::7")},
+			GatewayV4: netip.MustParsePrefix("10.0.0.1/24"), NameServers: []string{"10.0.0.2"}, PrivateDNSName: "ip-10-0-0-7",
+		}},
 		Containers: []task.Container{{Name: "app", Image: "app:1"}},
 	}}
 	w.known = task.Known{Desired: task.StatusRunning, Status: task.StatusRunning, Resources: map[task.ResourceID]*task.Record{
@@ -186,6 +193,18 @@ func TestEndpoint(t *testing.T) {
 		if status, body := w.ask(t, tt.method, tt.path, tt.body); status != tt.status || !strings.Contains(body, tt.want) {
 			t.Errorf("%s %s %s: %d %s", tt.method, tt.path, tt.body, status, body)
 		}
+	}
+	var c tmds.Container
+	if _, body := w.ask(t, "GET", "/v4/"+w.id(), ""); json.Unmarshal([]byte(body), &c) != nil {
+		t.Errorf("container: %s", body)
+	}
+	zero := 0
+	want := []tmds.Network{{
+		NetworkMode: "awsvpc", IPv4Addresses: []string{"10.0.0.7"}, IPv6Addresses: []string{"2001:db8::7"}, AttachmentIndex: &zero, MACAddress: "02:00:00:00:00:07",
+		IPv4SubnetCIDRBlock: "10.0.0.0/24", IPv6SubnetCIDRBlock: "2001:db8::/64", DomainNameServers: []string{"10.0.0.2"}, PrivateDNSName: "ip-10-0-0-7", SubnetGatewayIPv4Address: "10.0.0.1/24",
+	}}
+	if diff := cmp.Diff(want, c.Networks); diff != "" {
+		t.Errorf("networks (-want +got):\n%s", diff)
 	}
 	w.known.Status = task.StatusStopped
 	if status, body := w.ask(t, "GET", "/v2/credentials/mine", ""); status != 400 || strings.Contains(body, "second") {
