@@ -25,7 +25,7 @@ var unreachable = map[fail.Name]string{
 	fail.SecretAfterFetch:  "secrets are not fetched by this agent",
 	fail.CNIBetweenPlugins: "the bridge and its ports are one plugin, called in process",
 	fail.ENIAfterMove:      "network mode awsvpc is refused",
-	fail.CredsAfterSet:     "the cluster hands out no credentials",
+	fail.CredsAfterSet:     "the task has no role",
 	fail.MigrateMid:        "there is one version of the state's layout",
 }
 
