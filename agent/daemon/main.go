@@ -14,6 +14,8 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/coreos/go-systemd/v22/journal"
+
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/ecs"
 	"berth.dev/berth/agent/roles"
@@ -97,10 +99,14 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 	return config.ExitCode(err)
 }
 
-// newLog makes the agent's log by the settings of the protocol.
+// newLog makes the agent's log by the settings of the protocol. Where standard error
+// is the journal, entries go there with fields instead of as text.
 func newLog(c *config.Config, w io.Writer) *slog.Logger {
 	levels := map[string]slog.Level{
 		"crit": slog.LevelError + 4, "error": slog.LevelError, "warn": slog.LevelWarn, "info": slog.LevelInfo, "debug": slog.LevelDebug,
+	}
+	if direct, err := journal.StderrIsJournalStream(); err == nil && direct && w == os.Stderr {
+		return slog.New(newJournal(levels[c.Logging.Level], journal.Send, w))
 	}
 	o := &slog.HandlerOptions{Level: levels[c.Logging.Level]}
 	if c.Logging.Format == "json" {

@@ -228,6 +228,19 @@ func (e *Engine) SetDesired(ctx context.Context, arn string, s task.Status, seq 
 	return r.setDesired(ctx, s, seq)
 }
 
+// Stalled lists the tasks whose loop has been in one turn for longer than limit. A turn
+// decides and stores and waits for nothing else, so such a loop hangs. A state that
+// cannot be stored is no stall: its turn goes on when it can.
+func (e *Engine) Stalled(limit time.Duration) []string {
+	var ids []string
+	for _, r := range e.all() {
+		if began := r.turn.Load(); began != 0 && time.Since(time.Unix(0, began)) > limit {
+			ids = append(ids, r.id)
+		}
+	}
+	return ids
+}
+
 // View is a task as it stands, for people and for the metadata endpoints. It shares
 // nothing with the engine.
 type View struct {

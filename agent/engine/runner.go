@@ -9,6 +9,7 @@ import (
 	"maps"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"berth.dev/berth/agent/fail"
@@ -35,6 +36,7 @@ type runner struct {
 	making     context.Context
 	stopMaking context.CancelFunc
 
+	turn     atomic.Int64  // when the turn that is being taken began, in ns; 0 while waiting
 	mail     chan struct{} // there is something in the box
 	mu       sync.Mutex
 	facts    []task.Fact
@@ -112,7 +114,9 @@ func (r *runner) run() {
 	defer r.stopMaking()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	defer r.turn.Store(0)
 	for {
+		r.turn.Store(time.Now().UnixNano())
 		orders := r.fold()
 		step := plan.Next(r.task, r.k, r.e.c.Settings, time.Now())
 		if !r.commit(&step, len(orders) > 0) {
@@ -140,6 +144,7 @@ func (r *runner) run() {
 
 // wait returns when there is mail or it is time, and false when the agent ends.
 func (r *runner) wait(timer *time.Timer, wake time.Time) bool {
+	r.turn.Store(0)
 	var alarm <-chan time.Time
 	if !wake.IsZero() {
 		timer.Reset(time.Until(wake))
@@ -316,12 +321,14 @@ func (r *runner) store(c task.Commit) bool {
 			r.e.c.StoreFailed(err)
 		}
 		r.log.Error("state cannot be stored; nothing is begun until it can", "err", err)
+		r.turn.Store(0) // it is known why this takes long
 		select {
 		case <-time.After(delay):
 			delay = min(2*delay, 5*time.Second)
 		case <-r.e.ctx.Done():
 			return false
 		}
+		r.turn.Store(time.Now().UnixNano())
 	}
 }
 

@@ -60,6 +60,7 @@ type Config struct {
 type Reporter struct {
 	Config
 	resync chan []task.Change
+	pings  chan struct{}
 }
 
 // New returns a reporter that Run starts.
@@ -67,7 +68,7 @@ func New(c Config) *Reporter {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Reporter{Config: c, resync: make(chan []task.Change)}
+	return &Reporter{Config: c, resync: make(chan []task.Change), pings: make(chan struct{})}
 }
 
 // Resync has the current status of live tasks sent once more, for a cluster that may
@@ -80,6 +81,17 @@ func (r *Reporter) Resync(ctx context.Context, changes []task.Change) error {
 		return nil
 	case <-ctx.Done():
 		return &task.Error{Class: task.Canceled, Err: fmt.Errorf("resync: %w", ctx.Err())}
+	}
+}
+
+// Ping returns nil when the loop of Run has answered, and an error when it has not by
+// the end of ctx.
+func (r *Reporter) Ping(ctx context.Context) error {
+	select {
+	case r.pings <- struct{}{}:
+		return nil
+	case <-ctx.Done():
+		return fmt.Errorf("the loop that sends state changes does not answer: %w", ctx.Err())
 	}
 }
 
@@ -139,6 +151,7 @@ func (r *Reporter) Run(ctx context.Context) error {
 		select {
 		case <-r.Outbox.Changed():
 			s.reading = true
+		case <-r.pings:
 		case changes := <-r.resync:
 			s.addCurrent(changes)
 		case res := <-s.results:

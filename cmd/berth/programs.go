@@ -5,9 +5,10 @@ import (
 	"log/slog"
 	"slices"
 
+	"github.com/coreos/go-systemd/v22/daemon"
 	"github.com/spf13/cobra"
 
-	"berth.dev/berth/agent/daemon"
+	agentdaemon "berth.dev/berth/agent/daemon"
 	"berth.dev/berth/agent/runtime/embedded"
 	"berth.dev/berth/cluster"
 	"berth.dev/berth/cmd/berth/internal/system"
@@ -36,6 +37,7 @@ next one. "berth up" starts it where it is needed.`,
 			}
 			o.ShimDir = a.system.Bin
 			o.Log = programLog(c.ErrOrStderr())
+			o.Ready = func() { notify(o.Log, daemon.SdNotifyReady) }
 			return embedded.Main(c.Context(), o)
 		},
 	}
@@ -82,7 +84,7 @@ func (a *app) stateProgram() *cobra.Command {
 }
 
 func agentMain(c *cobra.Command, name string, args []string) error {
-	if code := daemon.Main(name, args, version, hash, c.OutOrStdout(), c.ErrOrStderr()); code != 0 {
+	if code := agentdaemon.Main(name, args, version, hash, c.OutOrStdout(), c.ErrOrStderr()); code != 0 {
 		return &exit{code: code}
 	}
 	return nil
@@ -120,7 +122,9 @@ into which root.key, and tls if there is one, was copied from the first.`,
 				return err
 			}
 			o.Log.Info("the cluster is ready", "url", s.URL())
+			notify(o.Log, daemon.SdNotifyReady+"\nSTATUS=serving "+s.URL())
 			<-c.Context().Done()
+			notify(o.Log, daemon.SdNotifyStopping)
 			return s.Close()
 		},
 	}
@@ -134,6 +138,13 @@ into which root.key, and tls if there is one, was copied from the first.`,
 	f.StringVar(&o.Advertise, "advertise", "", "`host` that clients and agents are told (default the listening address)")
 	f.StringVar(&o.Node, "node", "", "`name` of this process among those on one etcd (default the machine's name and the listening address)")
 	return c
+}
+
+// notify tells systemd, where it started the program, how that is (sd_notify(3)).
+func notify(log *slog.Logger, state string) {
+	if _, err := daemon.SdNotify(false, state); err != nil {
+		log.Warn("systemd could not be told", "state", state, "err", err)
+	}
 }
 
 // programLog is the log of a program that runs in the foreground.
