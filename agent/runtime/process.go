@@ -187,22 +187,42 @@ func gone(err error) bool {
 	return err == nil || isNotFound(err) || isPrecondition(err) && strings.Contains(err.Error(), "process already finished")
 }
 
-// How long a killed process may take until it can be deleted.
+// How long a killed process may take until it can be deleted, and how often it is asked
+// about: after deletePoll, and then after ever longer, up to deletePollMax.
 const (
-	deletePoll  = 10 * time.Millisecond
-	deleteLimit = 10 * time.Second
+	deletePoll    = 10 * time.Millisecond
+	deletePollMax = 500 * time.Millisecond
+	deleteLimit   = 10 * time.Second
 )
 
 // errRunning says that a process that was to be retired has not ended.
 var errRunning = errors.New("the process has not ended")
 
+// runs reports whether containerd knows that the process has not ended.
+func (c *Client) runs(ctx context.Context, id string) bool {
+	r, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: id})
+	if err != nil {
+		return false
+	}
+	switch r.Process.Status {
+	case tasktypes.Status_CREATED, tasktypes.Status_RUNNING, tasktypes.Status_PAUSING, tasktypes.Status_PAUSED:
+		return true
+	}
+	return false
+}
+
 // deleteProcess deletes the process; with force it ends one that runs. It also ends
 // what is left in the cgroup and removes that.
 func (c *Client) deleteProcess(ctx context.Context, h handle, force bool) error {
 	deadline := time.Now().Add(deleteLimit)
-	for killed := false; ; {
-		_, err := c.tasks.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: h.ID})
-		if err == nil || isNotFound(err) {
+	poll, killed := deletePoll, false
+	for {
+		// containerd writes into its log what it refuses: it is asked first while a killed
+		// process is dying, which may take as long as its cgroup is throttled.
+		var err error
+		if killed && c.runs(ctx, h.ID) {
+			err = errRunning
+		} else if _, err = c.tasks.Delete(ctx, &tasks.DeleteTaskRequest{ContainerID: h.ID}); err == nil || isNotFound(err) {
 			break
 		}
 		if !isPrecondition(err) && !force {
@@ -223,8 +243,9 @@ func (c *Client) deleteProcess(ctx context.Context, h handle, force bool) error 
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(deletePoll):
+		case <-time.After(poll):
 		}
+		poll = min(2*poll, deletePollMax)
 	}
 	if err := failpoint.Point(failpoint.DeleteAfterProcess); err != nil {
 		return err

@@ -1,7 +1,9 @@
 package runtime_test
 
 import (
+	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -219,4 +221,38 @@ func TestPrivileged(t *testing.T) {
 	if v.Status["Seccomp"] != "0" || v.Status["CapEff"] == "00000000a80425fb" {
 		t.Errorf("%v", v.Status)
 	}
+}
+
+// A killed process that its cgroup hardly lets run takes its time to die, and meanwhile
+// containerd is not asked again and again to delete it.
+func TestThrottledProcessIsRemoved(t *testing.T) {
+	kinds(t, func(t *testing.T, kind containerdtest.Kind) {
+		n := start(t, kind, nil)
+		tk := n.task(t, task.Container{Name: "busy", Image: busyboxImage, Command: []string{"sh", "-c", "while :; do :; done"}})
+		h := n.run(t, tk, "busy")
+		throttled := 0
+		for file, least := range map[string]string{"cpu/berthtest/%s/cpu.cfs_quota_us": "1000", "berthtest/%s/cpu.max": "1000 100000"} {
+			file = filepath.Join("/sys/fs/cgroup", fmt.Sprintf(file, tk.ID()))
+			if _, err := os.Stat(file); err != nil {
+				continue // the other version of cgroups
+			}
+			if err := os.WriteFile(file, []byte(least), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			throttled++
+		}
+		if throttled != 1 {
+			t.Fatalf("%d cgroups of the task were found", throttled)
+		}
+		if err := n.set.Remove(t.Context(), tk, "busy", h); err != nil {
+			t.Fatal(err)
+		}
+		b, err := os.ReadFile(filepath.Join(n.daemon.Dir, "daemon.log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if refused := strings.Count(string(b), "failed to delete task"); refused > 2 {
+			t.Errorf("containerd refused %d times to delete the process:\n%s", refused, b)
+		}
+	})
 }
