@@ -11,7 +11,6 @@ import (
 	"net/http/pprof"
 	"os"
 	"path/filepath"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -19,6 +18,7 @@ import (
 
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/fail/control"
+	"berth.dev/berth/agent/socket"
 	"berth.dev/berth/agent/task"
 )
 
@@ -97,18 +97,12 @@ func (d *debugServer) serve(ctx context.Context, path string) error {
 	return nil
 }
 
-// listenUnix makes a socket that only its owner can open, also in the moment in which
-// it is made, in the place of one that an agent before this one left.
+// listenUnix makes the socket and the directory that it is in.
 func listenUnix(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return nil, fmt.Errorf("debug socket: %w", err)
 	}
-	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("debug socket: %w", err)
-	}
-	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", path)
-	syscall.Umask(old)
+	l, err := socket.Listen(path)
 	if err != nil {
 		return nil, fmt.Errorf("debug socket: %w", err)
 	}

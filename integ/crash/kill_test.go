@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -76,7 +77,8 @@ func (l *lab) steady(t *testing.T) map[string][]int {
 	system.Until(t, 10*time.Second, "all wait", func() error {
 		for _, tk := range l.On(t).Describe(arns...) {
 			pids := l.processes(*tk.TaskArn, aws.ToString(tk.Containers[0].RuntimeId))
-			if len(pids) != 2 { // the shell, and the sleep that it waits for
+			// The shell, and the sleep that it waits for; before that, what tells of the start.
+			if len(pids) != 2 || program(pids[1]) != "sleep" {
 				return fmt.Errorf("%s has processes %v", *tk.TaskArn, pids)
 			}
 			run[*tk.TaskArn] = pids
@@ -84,6 +86,15 @@ func (l *lab) steady(t *testing.T) map[string][]int {
 		return nil
 	})
 	return run
+}
+
+// program is the name of the program that a process runs.
+func program(pid int) string {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/comm", pid))
+	if err != nil {
+		return "" // it has ended
+	}
+	return strings.TrimSpace(string(b))
 }
 
 // inStep waits until agent and cluster agree that they have each other, at most

@@ -18,8 +18,9 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"time"
+
+	"berth.dev/berth/agent/socket"
 )
 
 // Grant is what one stream is given.
@@ -96,18 +97,13 @@ func (c *Client) Get(ctx context.Context, a Ask) (Grant, error) {
 	return g, nil
 }
 
-// Serve answers on socket until ctx ends. give's errors are shown to the shipper and,
+// Serve answers on the socket at path until ctx ends. give's errors are shown to the shipper and,
 // through it, to people; they hold no secret.
-func Serve(ctx context.Context, socket string, give func(context.Context, Ask) (Grant, error), log *slog.Logger) error {
-	if err := os.MkdirAll(filepath.Dir(socket), 0o711); err != nil {
+func Serve(ctx context.Context, path string, give func(context.Context, Ask) (Grant, error), log *slog.Logger) error {
+	if err := os.MkdirAll(filepath.Dir(path), 0o711); err != nil {
 		return fmt.Errorf("socket for logs: %w", err)
 	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("socket for logs: %w", err)
-	}
-	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", socket)
-	syscall.Umask(old)
+	l, err := socket.Listen(path)
 	if err != nil {
 		return fmt.Errorf("socket for logs: %w", err)
 	}

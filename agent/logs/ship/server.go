@@ -22,6 +22,7 @@ import (
 	"berth.dev/berth/agent/logs/grant"
 	"berth.dev/berth/agent/logs/link"
 	"berth.dev/berth/agent/logs/sink"
+	"berth.dev/berth/agent/socket"
 )
 
 const (
@@ -119,12 +120,7 @@ func (s *Server) listen(ctx context.Context) (net.Listener, error) {
 		}
 	}
 	s.lock = lock
-	if err := os.Remove(s.socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return nil, errors.Join(err, lock.Close())
-	}
-	old := syscall.Umask(0o177)
-	l, err := net.Listen("unix", s.socket())
-	syscall.Umask(old)
+	l, err := socket.Listen(s.socket())
 	if err != nil {
 		return nil, errors.Join(err, lock.Close())
 	}
