@@ -198,7 +198,7 @@ func (e *External) call(ctx context.Context, verb string, o order) error {
 	err = cmd.Run()
 	var exit *exec.ExitError
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, exec.ErrWaitDelay): // it ended well, and what it started holds its output
 		return nil
 	case ctx.Err() != nil:
 		return context.Cause(ctx)

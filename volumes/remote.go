@@ -137,6 +137,9 @@ func (r *Remote) start(ctx context.Context, late error, in []byte, program strin
 			return "", context.Cause(ctx)
 		}
 	}
+	if errors.Is(err, exec.ErrWaitDelay) {
+		err = nil // it has ended well; something that it started may still hold its output
+	}
 	if ctx.Err() != nil && err != nil {
 		return "", context.Cause(ctx)
 	}

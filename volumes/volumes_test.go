@@ -229,3 +229,19 @@ func TestSharedThatIsMissing(t *testing.T) {
 		t.Errorf("autoprovision of scope task: %v", err)
 	}
 }
+
+// A driver may leave a program running that holds its output, as FUSE drivers do.
+func TestExternalThatLeavesAProgram(t *testing.T) {
+	c, _ := external(t, strings.Replace(driver, "case $1 in", "sleep 3 & case $1 in", 1))
+	e, err := volumes.NewExternal(c, "my-driver")
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := &volumes.Volume{Task: "t", Name: "v"}
+	if _, err := e.Mount(t.Context(), v); err != nil {
+		t.Error(err)
+	}
+	if err := e.Unmount(t.Context(), v); err != nil {
+		t.Error(err)
+	}
+}

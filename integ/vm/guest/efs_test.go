@@ -121,7 +121,7 @@ func TestNFSTLS(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(60 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("the mount did not outlive its proxy")
 	}
 	stop()

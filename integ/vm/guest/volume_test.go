@@ -117,13 +117,16 @@ func TestNFSGone(t *testing.T) {
 		waited <- err
 	}()
 	other := &volumes.Volume{Task: "b", Name: "v"}
-	if _, err := l.Mount(t.Context(), other); err != nil || time.Since(begin) > 5*time.Second {
-		t.Errorf("another task waited %v: %v", time.Since(begin), err)
+	if _, err := l.Mount(t.Context(), other); err != nil {
+		t.Error(err)
+	}
+	if len(waited) > 0 {
+		t.Errorf("another task waited %v for a server that it does not use", time.Since(begin))
 	}
 	if err := l.Unmount(t.Context(), other); err != nil {
 		t.Error(err)
 	}
-	if err := <-waited; !errors.Is(err, volumes.ErrUnavailable) || time.Since(begin) > 20*time.Second {
+	if err := <-waited; !errors.Is(err, volumes.ErrUnavailable) || time.Since(begin) > time.Minute {
 		t.Errorf("after %v: %v", time.Since(begin), err)
 	}
 	if err := l.Unmount(t.Context(), v); err != nil {
@@ -171,7 +174,7 @@ func TestNFSStopped(t *testing.T) {
 		if err != nil {
 			t.Errorf("after %v: %v", time.Since(begin), err)
 		}
-	case <-time.After(60 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Error("the write did not go on")
 	}
 	Run(t, "ip", "link", "set", "nfs0", "down")
@@ -179,7 +182,7 @@ func TestNFSStopped(t *testing.T) {
 	if err := r.Unmount(t.Context(), at); err != nil && !errors.Is(err, volumes.ErrUnavailable) {
 		t.Error(err)
 	}
-	if took := time.Since(begin); took > 25*time.Second {
+	if took := time.Since(begin); took > time.Minute {
 		t.Errorf("unmounting took %v", took)
 	}
 	if left := volumestest.Mounts(t, at); len(left) > 0 {
