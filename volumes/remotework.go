@@ -109,6 +109,9 @@ func Enter(netns string, argv []string) error {
 	if err := unix.Setns(int(f.Fd()), unix.CLONE_NEWNET); err != nil {
 		return fmt.Errorf("network namespace %s: %w", netns, errors.Join(err, f.Close()))
 	}
+	if err := identify(); err != nil {
+		return err
+	}
 	return unix.Exec("/proc/self/exe", argv, os.Environ())
 }
 

@@ -19,6 +19,8 @@ func main() {
 	code, err := run(os.Args)
 	if err != nil {
 		fmt.Fprintln(os.Stderr, err)
+	} else {
+		code = 0
 	}
 	os.Exit(code)
 }
@@ -27,6 +29,8 @@ func run(args []string) (int, error) {
 	switch {
 	case len(args) == 2 && args[1] == "do":
 		return volumes.Work(context.Background(), os.Stdin)
+	case len(args) == 2 && args[1] == "identify":
+		return 1, volumes.Identify()
 	case len(args) == 3 && args[1] == "proxy":
 		return 1, volumes.Proxy(args[2])
 	case len(args) > 3 && args[1] == "in":

@@ -106,7 +106,7 @@ func overlay(t *testing.T, dir string) {
 	if !errors.Is(err, unix.ENOSPC) && !errors.Is(err, unix.EDQUOT) || n > limit {
 		t.Errorf("wrote %d bytes through an overlay: %v", n, err)
 	}
-	if err := errors.Join(os.Remove(filepath.Join(at, "x")), unix.Unmount(at, 0)); err != nil {
+	if err := errors.Join(os.Remove(filepath.Join(at, "x")), unix.Unmount(at, unix.MNT_DETACH)); err != nil {
 		t.Fatal(err)
 	}
 	unix.Sync()
