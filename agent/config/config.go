@@ -227,6 +227,11 @@ type Berth struct {
 	HostPathsAllowed []string
 	EFSTargets       map[string]string
 	EFSCAFile        string
+	PausePath        string
+	SeccompDir       string
+	CDIDirs          []string
+	GPUKind          string   // VENDOR/CLASS
+	Runtimes         []string // NAME=SHIM or NAME=/PATH
 }
 
 // Source says where the value of a setting came from: "default", "environment", or

@@ -105,7 +105,7 @@ func Run(ctx context.Context, o Options) error {
 
 // open opens what needs neither the network nor containerd.
 func (a *agent) open(ctx context.Context) (err error) {
-	if a.facts, err = ecs.Gather(); err != nil {
+	if a.facts, err = gather(a.c); err != nil {
 		return err
 	}
 	a.creds = &creds.Store{}
@@ -434,7 +434,7 @@ func (a *agent) admission() *engine.Admission {
 		reserved = append(reserved, engine.Port{Number: p, Protocol: "udp"})
 	}
 	return engine.NewAdmission(engine.Share{
-		CPU: int64(a.facts.CPUs) * 1024, Memory: a.facts.MemoryMiB - a.c.Host.ReservedMemory,
+		CPU: int64(a.facts.CPUs) * 1024, Memory: a.facts.MemoryMiB - a.c.Host.ReservedMemory, GPUs: a.facts.GPUs,
 	}, reserved)
 }
 

@@ -77,13 +77,26 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 	if err != nil {
 		return nil, config.Terminal(err)
 	}
+	pause, err := programPath("berth-pause", c.Berth.PausePath, "BERTH_PAUSE_PATH")
+	if err != nil {
+		log.Warn("interactive containers and tasks that share namespaces are refused", "err", err)
+	}
+	gpus, err := gpusOf(c)
+	if err != nil {
+		return nil, config.Terminal(err)
+	}
+	runtimes, err := runtime.FindRuntimes(c.Berth.Runtimes)
+	if err != nil {
+		return nil, config.Terminal(fmt.Errorf("BERTH_RUNTIMES: %w", err))
+	}
 	h := &hostSide{log: log, c: c, secrets: secret.New(secret.Config{Roles: r, Dir: filepath.Join(c.Berth.RunDir, "secrets"), Log: log})}
 	h.router = router.New(router.Settings{Dir: logSettings(c).Routers, Cluster: c.Cluster.Name, Fetch: fetchObject(r), Log: log})
 	h.client, err = runtime.Open(ctx, runtime.Config{
 		Address: address, Namespace: c.Berth.Namespace,
 		StateDir: c.Berth.RunDir, LogDir: filepath.Join(c.Berth.LogDir, "tasks"), LoggerPath: logger,
 		Logs:        logSettings(c),
-		Snapshotter: c.Berth.Snapshotter, Runtime: c.Berth.OCIRuntime, InitPath: c.Berth.InitPath, HostsDir: c.Berth.RegistryHosts,
+		Snapshotter: c.Berth.Snapshotter, Runtime: c.Berth.OCIRuntime, HostsDir: c.Berth.RegistryHosts,
+		Runtimes: runtimes, InitPath: c.Berth.InitPath, PausePath: pause, SeccompDir: c.Berth.SeccompDir, GPUs: gpus, SELinux: c.Roles.SELinux,
 		Region: c.Cluster.Region, Cluster: c.Cluster.Name, Given: h.secrets.Given, Log: log,
 	})
 	if err != nil {
@@ -182,7 +195,9 @@ func (h *hostSide) clean(views func() []engine.View) image.CleanConfig {
 }
 
 func (h *hostSide) resources() []engine.Resource {
-	return []engine.Resource{h.client.Containers(), h.volumes, h.storage, h.network, h.cgroups, h.images, h.secrets, h.router}
+	return []engine.Resource{
+		h.client.Containers(), h.client.Namespaces(), h.volumes, h.storage, h.network, h.cgroups, h.images, h.secrets, h.router,
+	}
 }
 
 func (h *hostSide) close() error {

@@ -19,6 +19,7 @@ import (
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/ecs"
 	"berth.dev/berth/agent/roles"
+	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/agent/state"
 )
 
@@ -115,8 +116,49 @@ func newLog(c *config.Config, w io.Writer) *slog.Logger {
 	return slog.New(slog.NewTextHandler(w, o))
 }
 
-func printAttributes(c *config.Config, w io.Writer) error {
+// gather describes this host, with the attributes of what it has.
+func gather(c *config.Config) (ecs.HostFacts, error) {
 	facts, err := ecs.Gather()
+	if err != nil {
+		return facts, err
+	}
+	runtimes, err := runtime.FindRuntimes(c.Berth.Runtimes)
+	if err != nil {
+		return facts, config.Terminal(fmt.Errorf("BERTH_RUNTIMES: %w", err))
+	}
+	if c.Roles.SELinux && runtime.HasSELinux() {
+		facts.Capabilities = append(facts.Capabilities, "com.amazonaws.ecs.capability.selinux")
+	}
+	if c.Roles.AppArmor && runtime.HasAppArmor() {
+		facts.Capabilities = append(facts.Capabilities, "com.amazonaws.ecs.capability.apparmor")
+	}
+	gpus, err := gpusOf(c)
+	if err != nil {
+		return facts, config.Terminal(err)
+	}
+	if gpus != nil {
+		facts.GPUs = gpus.IDs()
+	}
+	for _, r := range runtimes {
+		facts.Capabilities = append(facts.Capabilities, runtime.RuntimeAttribute+r.Name)
+	}
+	return facts, nil
+}
+
+// gpusOf are the GPUs that tasks may be given, or nil where there are to be none.
+func gpusOf(c *config.Config) (*runtime.GPUs, error) {
+	if !c.Features.GPU {
+		return nil, nil
+	}
+	g, err := runtime.FindGPUs(c.Berth.GPUKind, c.Berth.CDIDirs)
+	if err != nil {
+		return nil, fmt.Errorf("BERTH_GPU_KIND, BERTH_CDI_DIRS: %w", err)
+	}
+	return g, nil
+}
+
+func printAttributes(c *config.Config, w io.Writer) error {
+	facts, err := gather(c)
 	if err != nil {
 		return err
 	}

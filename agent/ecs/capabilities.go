@@ -51,8 +51,6 @@ func capabilities() []capability {
 		{name: capA + "network.container-port-range", supported: true},
 		{name: capA + "container-restart-policy", supported: true},
 		{name: capC + "privileged-container", supported: true, when: func(c *config.Config) bool { return !c.Roles.NoPrivileged }},
-		{name: capC + "selinux", when: func(c *config.Config) bool { return c.Roles.SELinux }},
-		{name: capC + "apparmor", when: func(c *config.Config) bool { return c.Roles.AppArmor }},
 		{name: capC + "task-iam-role", supported: true, when: role},
 		{name: capC + "task-iam-role-network-host", supported: true, when: roleHost},
 		{name: capA + "task-cpu-mem-limit", supported: true, when: limits},
@@ -67,7 +65,7 @@ func capabilities() []capability {
 		{name: capA + "container-health-check", supported: true, when: func(c *config.Config) bool { return !c.Metadata.HealthDisabled }},
 		{name: capA + "execution-role-awslogs", supported: true, when: func(c *config.Config) bool { return c.Logging.AwslogsRole }},
 		{name: capA + "docker-plugin.local", supported: true},
-		{name: capA + "pid-ipc-namespace-sharing"},
+		{name: capA + "pid-ipc-namespace-sharing", supported: true},
 		{name: capA + "aws-appmesh", notExternal: true},
 		{name: capA + "task-eia", notExternal: true},
 		{name: capA + "firelens.fluentd", supported: true},
@@ -128,6 +126,9 @@ func Attributes(c *config.Config, h HostFacts, first bool) []Attribute {
 				}
 			}
 		}
+	}
+	for _, name := range h.Capabilities {
+		add(name, "")
 	}
 	add("ecs.os-type", "linux")
 	add("ecs.os-family", "LINUX")

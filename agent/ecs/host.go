@@ -16,6 +16,13 @@ type HostFacts struct {
 	MemoryMiB    int64  // MemTotal
 	OSFamily     string // ID_VERSION_ID of /etc/os-release, such as debian_12; empty when unknown
 	Architecture string // as the attribute ecs.cpu-architecture has it: x86_64, arm64
+
+	// GPUs are the ids of those that tasks may be given. The caller fills them in.
+	GPUs []string
+
+	// Capabilities are the attributes for what this host has and others may lack:
+	// runtimes, AppArmor, SELinux. The caller fills them in.
+	Capabilities []string
 }
 
 // Gather reads the facts of this host from /proc and /etc/os-release.

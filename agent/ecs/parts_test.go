@@ -62,6 +62,7 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.container-health-check",
 		"ecs.capability.execution-role-awslogs",
 		"ecs.capability.docker-plugin.local",
+		"ecs.capability.pid-ipc-namespace-sharing",
 		"ecs.capability.firelens.fluentd", "ecs.capability.firelens.fluentbit", "com.amazonaws.ecs.capability.logging-driver.awsfirelens",
 		"ecs.capability.logging-driver.awsfirelens.log-driver-buffer-limit", "ecs.capability.firelens.non-root-user",
 		"ecs.capability.efs", "ecs.capability.efsAuth",

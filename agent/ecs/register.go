@@ -86,6 +86,9 @@ func (cl *Client) registration(savedARN string) (*ecs.RegisterContainerInstanceI
 			portSet("PORTS", cl.c.Host.ReservedPorts), portSet("PORTS_UDP", cl.c.Host.ReservedPortsUDP),
 		},
 	}
+	for _, id := range cl.host.GPUs {
+		in.PlatformDevices = append(in.PlatformDevices, types.PlatformDevice{Id: aws.String(id), Type: types.PlatformDeviceTypeGpu})
+	}
 	if savedARN != "" {
 		in.ContainerInstanceArn = aws.String(savedARN)
 	}

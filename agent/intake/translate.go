@@ -106,6 +106,9 @@ func Translate(w *acs.Task, clusterARN string) (*task.Task, error) {
 		}
 		t.Containers = append(t.Containers, *c)
 	}
+	if err := giveGPUs(t, w.Associations); err != nil {
+		return nil, err
+	}
 	if err := networkMode(t, w.NetworkMode); err != nil {
 		return nil, err
 	}
@@ -130,8 +133,10 @@ func unsupported(w *acs.Task) error {
 	if w.ProxyConfiguration != nil && w.ProxyConfiguration.Type != "" {
 		return refuse("proxyConfiguration is")
 	}
-	if len(w.Associations) > 0 {
-		return refuse("associations are")
+	for i := range w.Associations {
+		if kind := w.Associations[i].Type; kind != "gpu" {
+			return refuse("associations of type " + strconv.Quote(kind) + " are")
+		}
 	}
 	if len(w.Attachments) > 0 {
 		return refuse("attachments are")
@@ -317,6 +322,9 @@ func docker(c *task.Container, d *acs.DockerConfig) error {
 	if d.HostConfig != "" {
 		if err := acs.DecodeText(d.HostConfig, &c.HostConfig); err != nil {
 			return &Rejection{Container: c.Name, Fault: fmt.Sprintf("%s: Unable to decode given host config: %v", task.HostConfigInvalid, err)}
+		}
+		if err := refuseMembers(c.Name, d.HostConfig); err != nil {
+			return err
 		}
 	}
 	if c.HealthCheckType == "docker" && c.Config.Healthcheck == nil {

@@ -173,6 +173,9 @@ func (n *Network) linkHosts(t *task.Task, c *task.Container) (string, error) {
 		if target == nil || alias == "" || strings.ContainsAny(l, " \t\r\n#") {
 			return "", faultf(task.Invalid, "container %s: link %q: must be NAME or NAME:ALIAS of a container of the task", c.Name, l)
 		}
+		if target.Config.NetworkDisabled {
+			return "", faultf(task.Invalid, "container %s: link %q: container %s has disableNetworking and so no address", c.Name, l, name)
+		}
 		a := n.host.Lookup(attachment(keyOf(t, name)))
 		if a == nil {
 			return "", faultf(task.Unavailable, "container %s: link %q: container %s has no network yet", c.Name, l, name)

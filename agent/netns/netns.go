@@ -321,6 +321,11 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, name string, _ engin
 		h.Path = n.namespace(keyOf(t, name))
 		err = n.ensureNamespace(h.Path)
 	case task.NetworkBridge:
+		if c.Config.NetworkDisabled {
+			h.Path = n.namespace(keyOf(t, name))
+			err = n.ensureNamespace(h.Path)
+			break
+		}
 		var a *bridge.Attachment
 		if a, err = n.ensureBridged(ctx, t, c); err == nil {
 			h.Path, h.IP, h.Gateway, h.MAC = a.Namespace, a.Address.String(), a.Gateway.String(), a.MAC

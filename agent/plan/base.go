@@ -49,11 +49,22 @@ const (
 func bases(t *task.Task) []base {
 	return slices.Concat(
 		storageBases(t),
+		namespaceBases(t),
 		volumeBases(t),
 		endpointBases(t),
 		secretBases(t),
 		routerBases(t),
 	)
+}
+
+// namespaceBases is the holder of the namespaces that a task's containers share.
+func namespaceBases(t *task.Task) []base {
+	if t.PidMode != "task" && t.IpcMode != "task" {
+		return nil
+	}
+	return []base{{
+		id: task.ResourceID{Kind: task.KindNamespace, Name: "task"}, after: []task.ResourceID{Cgroup}, limit: setupTimeout,
+	}}
 }
 
 // endpointBases lists the metadata endpoints, one for each network.

@@ -16,7 +16,6 @@ import (
 	"berth.dev/berth/agent/task"
 
 	"github.com/containerd/containerd/api/services/tasks/v1"
-	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	containerd "github.com/containerd/containerd/v2/client"
 	"github.com/containerd/containerd/v2/core/containers"
 	"github.com/containerd/containerd/v2/core/sandbox"
@@ -31,6 +30,7 @@ import (
 const (
 	DefaultNamespace   = "berth"
 	DefaultSnapshotter = "overlayfs"
+	DefaultSeccompDir  = "/etc/berth/seccomp"
 	DefaultPidsLimit   = 4096 // reliability rules, "Defaults"
 	shimRuntime        = "io.containerd.runc.v2"
 )
@@ -45,6 +45,8 @@ type Config struct {
 	Namespace   string // containerd namespace; "" means DefaultNamespace
 	Snapshotter string // "" means DefaultSnapshotter
 	Runtime     string // OCI runtime program, "runc" or "crun" or a path; "" means the shim's default, runc
+	// Runtimes are those that containers may choose instead; see FindRuntimes.
+	Runtimes []OCIRuntime
 
 	// StateDir is for run-time state and is best on a tmpfs (/run/berth). LogDir holds
 	// the containers' output, LogDir/<task id>/<container>/log.json.
@@ -54,7 +56,15 @@ type Config struct {
 	LoggerPath string
 	Logs       logs.Settings // what becomes of it; Logs.Logs is LogDir and need not be set
 
-	InitPath  string // static init program for containers that ask for one; "" means none
+	InitPath  string // static init program for containers that ask for one; "" means one that is installed
+	PausePath string // the program berth-pause; "" means that there is none
+	// SeccompDir holds the seccomp profiles that containers may name, NAME.json; ""
+	// means DefaultSeccompDir.
+	SeccompDir string
+	// GPUs are those that containers may be given; nil gives none.
+	GPUs *GPUs
+	// SELinux has containers labelled where the host has SELinux.
+	SELinux   bool
 	PidsLimit int64  // processes per container that sets none; 0 means DefaultPidsLimit, -1 no limit
 	Region    string // AWS region told to containers; "" tells none
 	Cluster   string // configured cluster name, for the label com.amazonaws.ecs.cluster
@@ -80,6 +90,9 @@ func (c *Config) complete() error {
 	}
 	if c.Log == nil {
 		c.Log = slog.Default()
+	}
+	if c.SeccompDir == "" {
+		c.SeccompDir = DefaultSeccompDir
 	}
 	for _, p := range []struct{ name, path string }{
 		{"Address", c.Address}, {"StateDir", c.StateDir}, {"LogDir", c.LogDir},
@@ -135,15 +148,16 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	host.Init = cfg.InitPath
-	host.PidsLimit = max(cfg.PidsLimit, 0)
-	options, err := typeurl.MarshalAny(&runcoptions.Options{
-		BinaryName: cfg.Runtime,
-		Root:       filepath.Join(cfg.StateDir, "runc"), // see runcRoot
-	})
-	if err != nil {
-		return nil, err
+	if host.Init, err = findInit(cfg.InitPath); err != nil {
+		return nil, fmt.Errorf("runtime: init program: %w", err)
 	}
+	if cfg.PausePath != "" {
+		if host.Hold = cfg.PausePath; static(cfg.PausePath) != nil {
+			return nil, fmt.Errorf("runtime: pause program: %w", static(cfg.PausePath))
+		}
+	}
+	host.HasSELinux = cfg.SELinux && HasSELinux()
+	host.PidsLimit = max(cfg.PidsLimit, 0)
 	cd, err := containerd.New(cfg.Address,
 		containerd.WithDefaultNamespace(cfg.Namespace),
 		containerd.WithDefaultRuntime(shimRuntime),
@@ -156,13 +170,16 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 		return nil, unavailable(fmt.Errorf("containerd at %s: %w", cfg.Address, err))
 	}
 	c := &Client{
-		cfg: cfg, log: cfg.Log, host: host, cgs: cgs, cd: cd, options: options,
+		cfg: cfg, log: cfg.Log, host: host, cgs: cgs, cd: cd,
 		tasks: cd.TaskService(), containers: cd.ContainerService(),
 		snapshots: cd.SnapshotService(cfg.Snapshotter), sandboxes: cd.SandboxStore(),
 		images: map[string]Image{}, users: map[userKey]person{},
 		known: map[string]*tracked{}, groups: map[string]*group{}, session: rand.Text(),
 	}
-	if err := c.probe(ctx); err != nil {
+	if c.options, err = c.runcOptions(cfg.Runtime); err == nil {
+		err = c.probe(ctx)
+	}
+	if err != nil {
 		return nil, errors.Join(err, cd.Close())
 	}
 	return c, nil

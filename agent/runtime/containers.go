@@ -111,7 +111,7 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	if err != nil {
 		return task.Result{}, classify(err, task.CannotCreateContainer)
 	}
-	p.in.User, err = s.c.identity(ctx, p.image, p.user, p.dir, p.h.ID, mounts)
+	p.in.User, err = s.c.identity(ctx, p, mounts)
 	if err == nil {
 		err = s.c.populate(ctx, p, mounts)
 	}
@@ -120,14 +120,20 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 	}
 	p.groups()
 	oci, err := spec.Build(p.in)
+	if err == nil {
+		err = s.c.cfg.GPUs.inject(oci, p.in.Container.GPUs)
+	}
 	if err != nil {
 		return task.Result{}, err
 	}
 	if err := s.c.prepareLog(p); err != nil {
 		return task.Result{}, classify(fmt.Errorf("log directory of container %s: %w", name, err), task.CannotCreateContainer)
 	}
+	if err := s.c.makeStdin(p); err != nil {
+		return task.Result{}, classify(fmt.Errorf("standard input of container %s: %w", name, err), task.CannotCreateContainer)
+	}
 	s.c.track(p.h, t.ID(), name)
-	err = s.c.join(nctx, t, p.h.ID, func(sandbox string, leads bool) error {
+	err = s.c.join(nctx, p, func(sandbox string, leads bool) error {
 		err := s.c.record(nctx, p, oci, sandbox)
 		if err == nil {
 			err = failpoint.Point(failpoint.ContainerAfterCreate)
@@ -136,9 +142,9 @@ func (s *Containers) Ensure(ctx context.Context, t *task.Task, name string, d en
 			return classify(err, task.CannotCreateContainer)
 		}
 		kept := make(chan error, 1)
-		go func() { kept <- s.c.keep(nctx, t, name, p.h.ID, leads) }()
+		go func() { kept <- s.c.keep(nctx, p, leads) }()
 		// A command that does not exist shows here, and is known to users as a failed start.
-		err = s.c.despiteRemains(p.h.ID, classify(s.c.create(nctx, p, mounts), task.CannotStartContainer))
+		err = s.c.despiteRemains(p.h.ID, explain(classify(s.c.create(nctx, p, mounts), task.CannotStartContainer)))
 		if err == nil {
 			err = failpoint.Point(failpoint.ProcessAfterCreate)
 		}
@@ -170,6 +176,7 @@ type planned struct {
 
 	mounts  map[string]volumeHandle // by volume
 	storage string                  // of what the container writes; "" means the snapshotter's
+	runtime chosen
 }
 
 func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engine.Deps) (*planned, error) {
@@ -217,10 +224,14 @@ func (s *Containers) plan(ctx context.Context, t *task.Task, name string, d engi
 	if err := p.volumes(d); err != nil {
 		return nil, err
 	}
-	if c.HostConfig.Privileged {
-		if p.in.Host.Devices, err = hostDevices(); err != nil {
-			return nil, task.Failf(task.Unclassified, task.CannotCreateContainer, "listing the host's devices: %w", err)
-		}
+	if p.runtime, err = s.c.runtimeOf(c); err != nil {
+		return nil, err
+	}
+	if p.in.Shared, err = s.c.shared(ctx, t); err != nil {
+		return nil, err
+	}
+	if err := s.c.fit(p); err != nil {
+		return nil, err
 	}
 	if p.log, err = s.c.logPlan(p, c); err != nil {
 		return nil, err
@@ -337,7 +348,7 @@ func (c *Client) record(ctx context.Context, p *planned, oci *specs.Spec, sandbo
 	if err != nil {
 		return err
 	}
-	labels := c.containerLabels(p.t, p.name)
+	labels := c.containerLabels(p)
 	labels[labelCgroup] = p.h.Cgroup
 	labels[labelIncarnation] = strconv.Itoa(p.h.Incarnation)
 	labels[labelStopSignal] = strconv.Itoa(p.h.Signal)
@@ -348,7 +359,7 @@ func (c *Client) record(ctx context.Context, p *planned, oci *specs.Spec, sandbo
 	}
 	r := containers.Container{
 		ID: p.h.ID, Extensions: ext, Labels: labels, Image: p.image.Name, Spec: packed,
-		Runtime:     containers.RuntimeInfo{Name: shimRuntime, Options: c.options},
+		Runtime:     containers.RuntimeInfo{Name: p.runtime.shim, Options: p.runtime.options},
 		Snapshotter: c.cfg.Snapshotter, SnapshotKey: p.h.snapshot(), SandboxID: sandbox,
 	}
 	_, err = c.containers.Create(ctx, r)
@@ -380,7 +391,12 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 		ContainerID: p.h.ID,
 		Rootfs:      mountsProto(mounts),
 		Terminal:    p.in.Container.Config.Tty,
-		Options:     typeurl.MarshalProto(c.options),
+		Options:     typeurl.MarshalProto(p.runtime.options),
+	}
+	if p.in.Container.Config.Tty && p.in.Container.Config.OpenStdin {
+		if req.Stdin = c.stdinPath(p.h.ID); !isFIFO(req.Stdin) {
+			return fmt.Errorf("standard input %s of the container is not there", req.Stdin)
+		}
 	}
 	if c.cfg.LoggerPath != "" && p.log.Args != nil {
 		req.Stdout = c.logURI(p)
@@ -492,6 +508,9 @@ func (c *Client) erase(ctx context.Context, taskID string, containers int, h han
 	}
 	if err := failpoint.Point(failpoint.DeleteAfterSnapshot); err != nil {
 		return err
+	}
+	if err := os.Remove(c.stdinPath(h.ID)); err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return classify(err, "")
 	}
 	c.untrack(h.ID)
 	return nil

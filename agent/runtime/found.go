@@ -41,7 +41,7 @@ func (s *Containers) Found(ctx context.Context, instanceARN string) ([]task.Foun
 	tasks := map[string]*task.Found{}
 	for i := range list {
 		r := &list[i]
-		if r.Labels[LabelTaskARN] == "" || r.Labels[LabelInstance] != instanceARN {
+		if r.Labels[LabelTaskARN] == "" || r.Labels[LabelInstance] != instanceARN || r.Labels[LabelContainer] == pauseName {
 			continue
 		}
 		t, err := taskOf(r)

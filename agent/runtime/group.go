@@ -59,15 +59,15 @@ const labelShim = "berth/shim"
 // shim of a container that ended while containerd itself was down; without it, it would
 // take the shim for a leaked one at its start and the exit code would be lost. The
 // leader's record also lets other containers join its shim.
-func (c *Client) keep(ctx context.Context, t *task.Task, name, id string, leads bool) error {
+func (c *Client) keep(ctx context.Context, p *planned, leads bool) error {
 	if !c.hasSandboxes() {
 		return nil
 	}
-	labels := c.ownLabels(t, name)
+	id, labels := p.h.ID, c.ownLabels(p.t, p.name)
 	if leads {
 		labels[labelShim] = "shared"
 	}
-	_, err := c.sandboxes.Create(ctx, sandbox.Sandbox{ID: id, Runtime: sandbox.RuntimeOpts{Name: shimRuntime}, Labels: labels})
+	_, err := c.sandboxes.Create(ctx, sandbox.Sandbox{ID: id, Runtime: sandbox.RuntimeOpts{Name: p.runtime.shim}, Labels: labels})
 	if err == nil || isExists(err) {
 		return nil
 	}
@@ -92,9 +92,10 @@ func (c *Client) hasSandboxes() bool {
 
 // join runs create for a container with the sandbox that it is to be made in; "" means
 // a shim of its own, which leads says is to be shared. The first container of a task is made alone: a second one that
-// meets a shim which fails would be lost with it.
-func (c *Client) join(ctx context.Context, t *task.Task, id string, create func(sandbox string, leads bool) error) error {
-	if !c.grouped(len(t.Containers)) {
+// meets a shim which fails would be lost with it. Only the runc shim is shared.
+func (c *Client) join(ctx context.Context, p *planned, create func(sandbox string, leads bool) error) error {
+	t, id := p.t, p.h.ID
+	if !c.grouped(len(t.Containers)) || p.runtime.shim != shimRuntime {
 		return create("", false)
 	}
 	g := c.group(t.ID())

@@ -2,17 +2,20 @@ package runtime
 
 import (
 	"bufio"
+	"debug/elf"
 	"fmt"
 	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 
 	"berth.dev/berth/agent/spec"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"github.com/opencontainers/selinux/go-selinux"
 	"golang.org/x/sys/unix"
 )
 
@@ -24,9 +27,98 @@ func describeHost(cgs cgroups) (spec.Host, error) {
 		return h, err
 	}
 	h.Capabilities = caps
+	if !slices.Contains(caps, "CAP_SYS_RESOURCE") {
+		if h.Rlimits, err = hardLimits(); err != nil {
+			return h, err
+		}
+	}
+	h.CPUs, h.Mems = firstLine("/sys/devices/system/cpu/online"), firstLine("/sys/devices/system/node/online")
+	h.HasAppArmor = HasAppArmor()
 	h.SwapLimit = cgs.swapLimit()
 	h.NoX32 = runtime.GOARCH == "amd64" && !hasX32()
 	return h, nil
+}
+
+// HasAppArmor reports whether the kernel enforces AppArmor profiles.
+func HasAppArmor() bool { return firstLine("/sys/module/apparmor/parameters/enabled") == "Y" }
+
+// HasSELinux reports whether the kernel has SELinux enabled.
+func HasSELinux() bool { return selinux.GetEnabled() }
+
+// hybrid reports whether this host has cgroups of version 1 and a hierarchy of version 2
+// beside them, which crun refuses.
+func hybrid() bool {
+	var top, unified unix.Statfs_t
+	return unix.Statfs("/sys/fs/cgroup", &top) == nil && top.Type != unix.CGROUP2_SUPER_MAGIC &&
+		unix.Statfs("/sys/fs/cgroup/unified", &unified) == nil && unified.Type == unix.CGROUP2_SUPER_MAGIC
+}
+
+// firstLine is what the kernel says in a file of one line; "" where it says nothing.
+func firstLine(file string) string {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return ""
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	return strings.TrimSpace(line)
+}
+
+// rlimitNumbers are the resources of setrlimit(2) by the name that specifications have
+// (asm-generic/resource.h).
+var rlimitNumbers = map[string]int{
+	"RLIMIT_CPU": 0, "RLIMIT_FSIZE": 1, "RLIMIT_DATA": 2, "RLIMIT_STACK": 3, "RLIMIT_CORE": 4, "RLIMIT_RSS": 5,
+	"RLIMIT_NPROC": 6, "RLIMIT_NOFILE": 7, "RLIMIT_MEMLOCK": 8, "RLIMIT_AS": 9, "RLIMIT_LOCKS": 10,
+	"RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
+}
+
+// hardLimits are this process's, which it cannot raise on a host that withholds
+// CAP_SYS_RESOURCE, and neither can a runtime.
+func hardLimits() (map[string]uint64, error) {
+	out := make(map[string]uint64, len(rlimitNumbers))
+	for name, n := range rlimitNumbers {
+		var l unix.Rlimit
+		if err := unix.Getrlimit(n, &l); err != nil {
+			return nil, fmt.Errorf("getrlimit %s: %w", name, err)
+		}
+		out[name] = l.Max
+	}
+	return out, nil
+}
+
+// initPrograms are static init programs as distributions install them: tini, and
+// Docker's copy of it.
+var initPrograms = []string{"/usr/bin/tini-static", "/usr/libexec/docker/docker-init", "/usr/bin/docker-init"}
+
+// findInit is the init program that is configured or, where none is, the first that is
+// installed. A program that needs libraries would not find them in a container.
+func findInit(configured string) (string, error) {
+	if configured != "" {
+		return configured, static(configured)
+	}
+	for _, p := range initPrograms {
+		if static(p) == nil {
+			return p, nil
+		}
+	}
+	return "", nil
+}
+
+// static checks that a program of the host runs where there is nothing else of the host.
+func static(program string) error {
+	if !filepath.IsAbs(program) {
+		return fmt.Errorf("%s is not an absolute path", program)
+	}
+	f, err := elf.Open(program)
+	if err != nil {
+		return fmt.Errorf("%s: %w", program, err)
+	}
+	defer f.Close()
+	for _, p := range f.Progs {
+		if p.Type == elf.PT_INTERP {
+			return fmt.Errorf("%s is not statically linked, so it cannot run in a container", program)
+		}
+	}
+	return nil
 }
 
 // hasX32 asks the kernel for getpid(2) by its x32 number.
@@ -104,15 +196,9 @@ func hostDevices() ([]specs.LinuxDevice, error) {
 		if unix.Lstat(path, &st) != nil {
 			return nil
 		}
-		kind := "b"
-		if st.Mode&unix.S_IFMT == unix.S_IFCHR {
-			kind = "c"
+		if n, ok := deviceNode(path, &st); ok {
+			out = append(out, n)
 		}
-		mode, uid, gid := fs.FileMode(st.Mode&^unix.S_IFMT), st.Uid, st.Gid
-		out = append(out, specs.LinuxDevice{
-			Path: path, Type: kind, Major: int64(unix.Major(st.Rdev)), Minor: int64(unix.Minor(st.Rdev)),
-			FileMode: &mode, UID: &uid, GID: &gid,
-		})
 		return nil
 	})
 	return out, err

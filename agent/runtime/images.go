@@ -172,7 +172,7 @@ func (c *Client) describe(ctx context.Context, name string, d ocispec.Descriptor
 		chain: identity.ChainID(config.RootFS.DiffIDs).String(),
 		config: spec.Image{
 			Env: cc.Env, Entrypoint: cc.Entrypoint, Cmd: cc.Cmd, WorkingDir: cc.WorkingDir,
-			User: cc.User, StopSignal: cc.StopSignal,
+			User: cc.User, StopSignal: cc.StopSignal, Labels: cc.Labels,
 		},
 	}, nil
 }

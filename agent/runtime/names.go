@@ -77,10 +77,12 @@ func (c *Client) ownLabels(t *task.Task, name string) map[string]string {
 	return l
 }
 
-// containerLabels are the labels of the container's record (agent protocol, "Base
-// configuration").
-func (c *Client) containerLabels(t *task.Task, name string) map[string]string {
-	l := foreignLabels(t.Container(name).Config.Labels)
+// containerLabels are the labels of the container's record: the image's, the
+// definition's, and those that say what it is (agent protocol, "Base configuration").
+func (c *Client) containerLabels(p *planned) map[string]string {
+	t, name := p.t, p.name
+	l := foreignLabels(p.image.config.Labels)
+	maps.Copy(l, foreignLabels(p.in.Container.Config.Labels))
 	maps.Copy(l, c.ownLabels(t, name))
 	for k, v := range map[string]string{
 		"task-arn": t.ARN, "container-name": name, "task-definition-family": t.Family,

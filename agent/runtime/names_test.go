@@ -8,6 +8,7 @@ import (
 	"strings"
 	"testing"
 
+	"berth.dev/berth/agent/spec"
 	"berth.dev/berth/agent/task"
 
 	"github.com/containerd/errdefs"
@@ -25,7 +26,9 @@ func FuzzLabels(f *testing.F) {
 		tk.Containers[0].Config.Labels = map[string]string{key: value}
 		c := &Client{}
 		own := c.ownLabels(tk, "c")
-		for k, v := range c.containerLabels(tk, "c") {
+		p := &planned{t: tk, name: "c", in: spec.Input{Container: &tk.Containers[0]}}
+		p.image.config.Labels = map[string]string{key: value, "also " + key: value}
+		for k, v := range c.containerLabels(p) {
 			_, mine := own[k]
 			if mine && own[k] != v {
 				t.Fatalf("label %s was overwritten with %q", k, v)

@@ -39,7 +39,7 @@ func (s *Containers) Start(ctx context.Context, t *task.Task, name string, raw t
 	case o.Process == task.ProcessExited && (isPrecondition(err) || overtaken(err)):
 		return nil // or ended already
 	}
-	return classify(err, task.CannotStartContainer)
+	return explain(classify(err, task.CannotStartContainer))
 }
 
 // overtaken reports whether a start came when the process had ended already, in the words

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -22,7 +23,7 @@ import (
 )
 
 // userKey is what a user's identity depends on: an image never changes.
-type userKey struct{ digest, user, dir string }
+type userKey struct{ digest, user, groups, dir string }
 
 // person is what a container takes from the files of its image.
 type person struct {
@@ -37,11 +38,12 @@ const maxID = 1<<31 - 1
 // maxUserFile bounds how much is read of an image's passwd and group files.
 const maxUserFile = 4 << 20
 
-// identity resolves the user of a container and checks its working directory against
-// links of the image. mounts are those of the container's snapshot, of which nothing
-// runs yet. The answer is remembered per image.
-func (c *Client) identity(ctx context.Context, img Image, name, dir string, id string, mounts []mount.Mount) (spec.User, error) {
-	key := userKey{img.Digest, name, dir}
+// identity resolves the user of a container with its groups and checks its working
+// directory against links of the image. mounts are those of the container's snapshot, of
+// which nothing runs yet. The answer is remembered per image.
+func (c *Client) identity(ctx context.Context, p *planned, mounts []mount.Mount) (spec.User, error) {
+	groups := p.in.Container.HostConfig.GroupAdd
+	key := userKey{p.image.Digest, p.user, strings.Join(groups, "\x00"), p.dir}
 	c.mu.Lock()
 	known, ok := c.users[key]
 	c.mu.Unlock()
@@ -49,10 +51,13 @@ func (c *Client) identity(ctx context.Context, img Image, name, dir string, id s
 		return known.user, known.err
 	}
 	var found person
-	err := c.withRootfs(ctx, id, mounts, func(root string) error {
-		found.user, found.err = resolveUser(root, name)
+	err := c.withRootfs(ctx, p.h.ID, mounts, func(root string) error {
+		found.user, found.err = resolveUser(root, p.user)
 		if found.err == nil {
-			found.err = resolveDir(root, dir)
+			found.err = addGroups(root, &found.user, groups)
+		}
+		if found.err == nil {
+			found.err = resolveDir(root, p.dir)
 		}
 		return nil
 	})
@@ -152,6 +157,35 @@ func resolveUser(root, name string) (spec.User, error) {
 	return out, nil
 }
 
+// addGroups adds supplementary groups, by number or by name of the image.
+func addGroups(root string, u *spec.User, groups []string) error {
+	if len(groups) == 0 {
+		return nil
+	}
+	for _, g := range groups {
+		if err := checkID(g); err != nil || g == "" {
+			return task.Failf(task.Invalid, task.CannotStartContainer, "GroupAdd: %q is no group", g)
+		}
+	}
+	file, err := readIn(root, "etc/group")
+	if err != nil {
+		return err
+	}
+	ids, err := user.GetAdditionalGroups(groups, bytes.NewReader(file))
+	if err != nil {
+		return task.Failf(task.Invalid, task.CannotStartContainer, "GroupAdd: %w", err)
+	}
+	for _, id := range ids {
+		if id < 0 || id > maxID {
+			return task.Failf(task.Invalid, task.CannotStartContainer, "GroupAdd: group id %d is out of range", id)
+		}
+		if !slices.Contains(u.AdditionalGIDs, uint32(id)) {
+			u.AdditionalGIDs = append(u.AdditionalGIDs, uint32(id))
+		}
+	}
+	return nil
+}
+
 // checkID refuses what is a number but no id.
 func checkID(s string) error {
 	if s == "" || strings.Trim(s, "0123456789") != "" && s[0] != '-' && s[0] != '+' {
@@ -165,7 +199,7 @@ func checkID(s string) error {
 }
 
 func invalidUser(name string, err error) error {
-	return task.Failf(task.Invalid, task.CannotStartContainer, "user: unable to find user %s: %w", name, err)
+	return task.Failf(task.Invalid, task.CannotStartContainer, "user: unable to find user %s: %w: name a user and group of the image, or give their numbers", name, err)
 }
 
 // readIn reads a file of an image without leaving the image by links; no such file is

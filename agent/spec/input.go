@@ -18,6 +18,16 @@ type Input struct {
 	Endpoint  Endpoint
 	Given     task.Given // what the definition only refers to
 
+	// Shared are the namespaces that the containers of a task share (pidMode and ipcMode
+	// task); empty where they share none.
+	Shared Shared
+	// Devices are those of hostConfig, in the same order, as they are on the host.
+	Devices []Device
+	// Seccomp is the profile that dockerSecurityOptions name, for a container that names one.
+	Seccomp *specs.LinuxSeccomp
+	// SELinux are the labels on a host where they are set; empty elsewhere.
+	SELinux SELinux
+
 	// CgroupsPath is the container's cgroup below the root of each hierarchy.
 	CgroupsPath string
 	// Region is put into AWS_REGION and AWS_DEFAULT_REGION of containers that set
@@ -33,6 +43,7 @@ type Image struct {
 	WorkingDir string
 	User       string
 	StopSignal string
+	Labels     map[string]string
 }
 
 // Volume is a volume of the task as it is on the host.
@@ -72,16 +83,35 @@ type Network struct {
 	ReadOnly bool
 }
 
+// Shared are the namespaces of a task, by path, and the directory of its shared memory.
+type Shared struct{ PID, IPC, Shm string }
+
+// Device is a device of the host, or all devices of a directory, for one container.
+type Device struct {
+	Nodes  []specs.LinuxDevice // with their paths in the container
+	Access string              // of the letters r, w and m
+}
+
+// SELinux are the labels of a container's processes and of its files.
+type SELinux struct{ Process, Mount string }
+
 // Host is what a specification has to know of the host.
 type Host struct {
-	Arch         string   // Go architecture name
-	CgroupV2     bool     // the unified hierarchy is the only one
-	SwapLimit    bool     // the kernel accounts swap per cgroup
-	Capabilities []string // all that a privileged container can get
-	Devices      []specs.LinuxDevice
-	AppArmor     string // profile for containers that ask for none; "" when the host has no AppArmor
-	Init         string // path of a static init program; "" means there is none
-	PidsLimit    int64  // for containers that set none; 0 means no limit
+	Arch         string              // Go architecture name
+	CgroupV2     bool                // the unified hierarchy is the only one
+	SwapLimit    bool                // the kernel accounts swap per cgroup
+	Capabilities []string            // all that a privileged container can get
+	Devices      []specs.LinuxDevice // of the host, for a privileged container
+	CPUs, Mems   string              // processors and memory nodes that there are, as "0-3,8"; "" is not known
+	// Rlimits are the hard limits that can be given, by type ("RLIMIT_NOFILE"), on a host
+	// that withholds CAP_SYS_RESOURCE; nil elsewhere.
+	Rlimits     map[string]uint64
+	HasAppArmor bool
+	AppArmor    string // profile for containers that ask for none; "" is unconfined
+	HasSELinux  bool
+	Init        string // path of a static init program; "" means there is none
+	Hold        string // path of berth-pause, which keeps a standard input open; "" means there is none
+	PidsLimit   int64  // for containers that set none; 0 means no limit
 	// NoX32 says that the kernel lacks the x32 ABI of amd64, as nearly all do. Its
 	// system calls then need no rules, which saves a third of the time that a runtime
 	// takes to compile the seccomp profile (12 ms of CPU with runc 1.1).

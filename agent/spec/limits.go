@@ -1,33 +1,28 @@
 package spec
 
 import (
-	"fmt"
 	"math"
 	"slices"
+	"strconv"
 	"strings"
-
-	"berth.dev/berth/agent/task"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 )
 
 func resources(in Input) (*specs.LinuxResources, error) {
-	c, hc := in.Container, &in.Container.HostConfig
-	shares := c.CPU
-	if hc.CPUShares != 0 {
-		shares = hc.CPUShares
-	}
-	clamped := uint64(min(max(shares, minShares), maxShares))
-	r := &specs.LinuxResources{
-		CPU: &specs.LinuxCPU{Shares: &clamped},
-		// What a container may use of the devices it has by default is added by the runtime.
-		Devices: []specs.LinuxDeviceCgroup{{Allow: hc.Privileged, Access: "rwm"}},
-	}
-	mem, err := memory(in)
+	hc := &in.Container.HostConfig
+	cpu, err := processors(in)
 	if err != nil {
 		return nil, err
 	}
-	r.Memory = mem
+	r := &specs.LinuxResources{
+		CPU: cpu,
+		// What a container may use of the devices it has by default is added by the runtime.
+		Devices: []specs.LinuxDeviceCgroup{{Allow: hc.Privileged, Access: "rwm"}},
+	}
+	if r.Memory, err = memory(in); err != nil {
+		return nil, err
+	}
 	pids := hc.PidsLimit
 	if pids == 0 {
 		pids = in.Host.PidsLimit
@@ -35,7 +30,125 @@ func resources(in Input) (*specs.LinuxResources, error) {
 	if pids > 0 {
 		r.Pids = &specs.LinuxPids{Limit: &pids}
 	}
+	if w := hc.BlkioWeight; w != 0 {
+		if w < 10 || w > 1000 {
+			return nil, invalid("blkioWeight: %d is not between 10 and 1000", w)
+		}
+		r.BlockIO = &specs.LinuxBlockIO{Weight: &w}
+	}
 	return r, nil
+}
+
+// Bounds of the CPU bandwidth of a cgroup in microseconds (kernel documentation,
+// scheduler/sched-bwc; the quota of cgroup-v1 and -v2 alike).
+const (
+	minPeriod, maxPeriod = 1000, 1_000_000
+	minQuota             = 1000
+	usualPeriod          = 100_000
+)
+
+// processors are the shares, the quota and the CPUs of a container.
+func processors(in Input) (*specs.LinuxCPU, error) {
+	hc := &in.Container.HostConfig
+	shares := in.Container.CPU
+	if hc.CPUShares != 0 {
+		shares = hc.CPUShares
+	}
+	clamped := uint64(min(max(shares, minShares), maxShares))
+	cpu := &specs.LinuxCPU{Shares: &clamped, Cpus: hc.CpusetCpus, Mems: hc.CpusetMems}
+	period, quota := hc.CPUPeriod, hc.CPUQuota
+	if n := hc.NanoCPUs; n != 0 {
+		if period != 0 || quota != 0 {
+			return nil, invalid("NanoCpus: cannot be given together with CpuPeriod or CpuQuota")
+		}
+		if n < 0 || n > math.MaxInt64/usualPeriod {
+			return nil, invalid("NanoCpus: %d", n)
+		}
+		period, quota = usualPeriod, n*usualPeriod/1e9
+	}
+	if period != 0 {
+		if period < minPeriod || period > maxPeriod {
+			return nil, invalid("CpuPeriod: %d is not between %d and %d microseconds", period, minPeriod, maxPeriod)
+		}
+		p := uint64(period)
+		cpu.Period = &p
+	}
+	if quota > 0 {
+		if quota < minQuota {
+			return nil, invalid("CpuQuota: %d is less than %d microseconds", quota, minQuota)
+		}
+		cpu.Quota = &quota
+	}
+	if err := within("CpusetCpus", hc.CpusetCpus, in.Host.CPUs); err != nil {
+		return nil, err
+	}
+	return cpu, within("CpusetMems", hc.CpusetMems, in.Host.Mems)
+}
+
+// within checks that a list such as "0-3,8" names only what there is.
+func within(field, want, have string) error {
+	if want == "" {
+		return nil
+	}
+	w, err := numbers(want)
+	if err != nil {
+		return invalid("%s: %q is not a list of numbers and ranges", field, want)
+	}
+	h, err := numbers(have)
+	if err != nil || have == "" {
+		return nil // what there is, is not known; the kernel will tell
+	}
+	for n := range w {
+		if !h[n] {
+			return invalid("%s: this host has no %d, it has %s", field, n, have)
+		}
+	}
+	return nil
+}
+
+// maxNumber bounds the processors of a list (Linux has at most 8192).
+const maxNumber = 8192
+
+// numbers reads a list of the kernel's form (cpuset(7), "List format").
+func numbers(list string) (map[int]bool, error) {
+	out := map[int]bool{}
+	for part := range strings.SplitSeq(strings.TrimSpace(list), ",") {
+		first, last, ranged := strings.Cut(part, "-")
+		a, err := strconv.ParseUint(first, 10, 16)
+		if err != nil {
+			return nil, err
+		}
+		b := a
+		if ranged {
+			if b, err = strconv.ParseUint(last, 10, 16); err != nil {
+				return nil, err
+			}
+		}
+		if a > b || b > maxNumber {
+			return nil, strconv.ErrRange
+		}
+		for n := a; n <= b; n++ {
+			out[int(n)] = true
+		}
+	}
+	return out, nil
+}
+
+// maxScore is the largest adjustment of the OOM score (proc(5), oom_score_adj).
+const maxScore = 1000
+
+// oomScore is nil when nothing is asked for.
+func oomScore(in Input) (*int, error) {
+	score := in.Container.HostConfig.OomScoreAdj
+	switch {
+	case score == 0:
+		return nil, nil
+	case score < -maxScore || score > maxScore:
+		return nil, invalid("OomScoreAdj: %d is not between -%d and %d", score, maxScore, maxScore)
+	case score < 0 && !slices.Contains(in.Host.Capabilities, "CAP_SYS_RESOURCE"):
+		return nil, invalid("OomScoreAdj: this host does not let the agent give less than 0: remove it")
+	}
+	return &score, nil
 }
 
 // memory is nil when nothing is limited. Swap follows Docker: twice the memory where
@@ -52,10 +165,16 @@ func memory(in Input) (*specs.LinuxMemory, error) {
 	if limit < 0 || hc.MemoryReservation < 0 {
 		return nil, invalid("memory: negative limit")
 	}
-	if limit == 0 && hc.MemoryReservation == 0 {
-		return nil, nil
-	}
 	m := &specs.LinuxMemory{}
+	if err := swapping(in, m); err != nil {
+		return nil, err
+	}
+	if limit == 0 && hc.MemoryReservation == 0 {
+		if *m == (specs.LinuxMemory{}) {
+			return nil, nil
+		}
+		return m, nil
+	}
 	if hc.MemoryReservation > 0 {
 		reservation := hc.MemoryReservation
 		m.Reservation = &reservation
@@ -84,22 +203,50 @@ func memory(in Input) (*specs.LinuxMemory, error) {
 	return m, nil
 }
 
+// swapping enters what version 1 of cgroups knows of swap besides the limits. Version 2
+// has no swappiness, and like everywhere else there it is left away (ECS developer guide,
+// "Container swap memory").
+func swapping(in Input, m *specs.LinuxMemory) error {
+	hc := &in.Container.HostConfig
+	if n := hc.MemorySwappiness; n != nil && *n != -1 {
+		if *n < 0 || *n > 100 {
+			return invalid("swappiness: %d is not between 0 and 100", *n)
+		}
+		if v := uint64(*n); !in.Host.CgroupV2 && in.Host.SwapLimit {
+			m.Swappiness = &v
+		}
+	}
+	if hc.OomKillDisable {
+		if in.Host.CgroupV2 {
+			return invalid("OomKillDisable: this host has cgroup version 2, which cannot do it: remove it")
+		}
+		m.DisableOOMKiller = &hc.OomKillDisable
+	}
+	return nil
+}
+
 // rlimitNames are the limits that setrlimit(2) knows.
 var rlimitNames = []string{
 	"AS", "CORE", "CPU", "DATA", "FSIZE", "LOCKS", "MEMLOCK", "MSGQUEUE", "NICE", "NOFILE",
 	"NPROC", "RSS", "RTPRIO", "RTTIME", "SIGPENDING", "STACK",
 }
 
-func rlimits(us []task.Ulimit) ([]specs.POSIXRlimit, error) {
+func rlimits(in Input) ([]specs.POSIXRlimit, error) {
 	var out []specs.POSIXRlimit
-	for _, u := range us {
+	for _, u := range in.Container.HostConfig.Ulimits {
 		name := strings.TrimPrefix(strings.ToUpper(u.Name), "RLIMIT_")
 		if !slices.Contains(rlimitNames, name) {
-			return nil, invalid("ulimits: unknown name %q", u.Name)
+			return nil, invalid("ulimits: unknown name %q: see setrlimit(2) for the names", u.Name)
 		}
 		soft, hard := rlimit(u.Soft), rlimit(u.Hard)
 		if soft > hard {
 			return nil, invalid("ulimits: the soft limit of %s, %d, is more than the hard limit %d", u.Name, u.Soft, u.Hard)
+		}
+		if most, ok := in.Host.Rlimits["RLIMIT_"+name]; ok && hard > most {
+			return nil, invalid("ulimits: the hard limit of %s can be at most %d on this host, not %d", u.Name, most, u.Hard)
+		}
+		if slices.ContainsFunc(out, func(o specs.POSIXRlimit) bool { return o.Type == "RLIMIT_"+name }) {
+			return nil, invalid("ulimits: %s is given twice", u.Name)
 		}
 		out = append(out, specs.POSIXRlimit{Type: "RLIMIT_" + name, Soft: soft, Hard: hard})
 	}
@@ -130,20 +277,19 @@ func sysctls(in Input) (map[string]string, error) {
 	for k, v := range in.Container.HostConfig.Sysctls {
 		name := strings.ReplaceAll(k, "/", ".")
 		switch {
+		case strings.Contains(name, "..") || strings.ContainsAny(name, "\x00\n ") || strings.ContainsAny(v, "\x00\n"):
+			return nil, invalid("systemControls: %q is not a valid setting", k)
 		case strings.HasPrefix(name, "net."):
 			if !ownNet {
-				return nil, invalid("systemControls: %s is not allowed in network mode host", k)
+				return nil, invalid("systemControls: %s is not allowed in network mode host: remove it, or use another network mode", k)
 			}
-		case strings.HasPrefix(name, "fs.mqueue."), strings.HasPrefix(name, "kernel.shm"),
-			strings.HasPrefix(name, "kernel.msg"), name == "kernel.sem":
-			if in.Task.IpcMode == "host" {
-				return nil, invalid("systemControls: %s is not allowed in ipcMode host", k)
+		case IPCControl(name):
+			if !ownIPC(in) {
+				return nil, invalid("systemControls: %s is not allowed in ipcMode host: remove it, or use another ipcMode", k)
 			}
+		case name == "kernel.domainname" && in.Container.HostConfig.UTSMode == "":
 		default:
-			return nil, invalid("systemControls: %s does not belong to a namespace of the container", k)
-		}
-		if strings.Contains(name, "..") || strings.ContainsAny(v, "\x00\n") {
-			return nil, invalid("systemControls: %q is not a valid setting", k)
+			return nil, invalid("systemControls: %s does not belong to a namespace of the container: only those of network and IPC namespaces do", k)
 		}
 		out[name] = v
 	}
@@ -153,94 +299,11 @@ func sysctls(in Input) (map[string]string, error) {
 	return out, nil
 }
 
-// capabilities applies capAdd and capDrop as Docker does: "ALL" first, then single
-// names; dropping wins over adding.
-func capabilities(in Input) ([]string, error) {
-	hc := &in.Container.HostConfig
-	if hc.Privileged {
-		return slices.Clone(in.Host.Capabilities), nil
-	}
-	add, err := capabilityNames("capabilities.add", hc.CapAdd)
-	if err != nil {
-		return nil, err
-	}
-	drop, err := capabilityNames("capabilities.drop", hc.CapDrop)
-	if err != nil {
-		return nil, err
-	}
-	caps := slices.Clone(capabilitiesDefault)
-	if slices.Contains(add, "ALL") {
-		caps = slices.Clone(in.Host.Capabilities)
-	}
-	if slices.Contains(drop, "ALL") {
-		caps = []string{}
-	}
-	for _, c := range add {
-		if c != "ALL" && !slices.Contains(caps, c) {
-			caps = append(caps, c)
-		}
-	}
-	return slices.DeleteFunc(caps, func(c string) bool { return slices.Contains(drop, c) }), nil
-}
-
-func capabilityNames(field string, in []string) ([]string, error) {
-	var out []string
-	for _, c := range in {
-		name := strings.ToUpper(c)
-		if name != "ALL" && !strings.HasPrefix(name, "CAP_") {
-			name = "CAP_" + name
-		}
-		if name != "ALL" && !slices.Contains(capabilitiesAll, name) {
-			return nil, invalid("%s: unknown capability %q", field, c)
-		}
-		out = append(out, name)
-	}
-	return out, nil
-}
-
-// security is what dockerSecurityOptions and privileged decide.
-type security struct {
-	noNewPrivileges  bool
-	appArmor         string
-	seccomp          *specs.LinuxSeccomp
-	masked, readonly []string
-}
-
-func parseSecurity(in Input, caps []string) (security, error) {
-	hc := &in.Container.HostConfig
-	s := security{appArmor: in.Host.AppArmor, masked: maskedPaths, readonly: readonlyPaths}
-	confined := true
-	for _, opt := range hc.SecurityOpt {
-		key, value, _ := strings.Cut(strings.Replace(opt, "=", ":", 1), ":")
-		switch {
-		case key == "no-new-privileges" && (value == "" || value == "true"):
-			s.noNewPrivileges = true
-		case key == "no-new-privileges" && value == "false":
-		case key == "seccomp" && value == "unconfined":
-			confined = false
-		case key == "apparmor" && value == "unconfined":
-			s.appArmor = ""
-		case key == "apparmor" && value != "":
-			if in.Host.AppArmor == "" {
-				return s, invalid("dockerSecurityOptions: this host has no AppArmor for %q", opt)
-			}
-			s.appArmor = value
-		case key == "label":
-			// SELinux labels have no effect on a host without SELinux.
-		default:
-			return s, invalid("dockerSecurityOptions: %q is not supported", opt)
-		}
-	}
-	if hc.Privileged {
-		s.appArmor, s.masked, s.readonly = "", nil, nil
-		return s, nil
-	}
-	if confined {
-		p, err := Seccomp(in.Host, caps)
-		if err != nil {
-			return s, fmt.Errorf("seccomp: %w", err)
-		}
-		s.seccomp = p
-	}
-	return s, nil
+// IPCControl tells whether a sysctl belongs to the IPC namespace (ECS API model,
+// SystemControl).
+func IPCControl(name string) bool {
+	return strings.HasPrefix(name, "fs.mqueue.") || slices.Contains([]string{
+		"kernel.msgmax", "kernel.msgmnb", "kernel.msgmni", "kernel.sem",
+		"kernel.shmall", "kernel.shmmax", "kernel.shmmni", "kernel.shm_rmid_forced",
+	}, name)
 }

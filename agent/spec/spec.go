@@ -1,8 +1,6 @@
 package spec
 
 import (
-	"errors"
-	"fmt"
 	"path"
 	"slices"
 	"strings"
@@ -31,8 +29,12 @@ const defaultShm = 64 << 20
 
 const defaultPath = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
-// initPath is where the init program is mounted in a container that asks for one.
-const initPath = "/dev/init"
+// Where programs of the host are mounted in a container that asks for what they do: an
+// init process, and a standard input that stays open.
+const (
+	initPath = "/dev/init"
+	holdPath = "/dev/berth-pause"
+)
 
 // Build translates. Errors name the field of the container definition that is wrong.
 func Build(in Input) (*specs.Spec, error) {
@@ -45,11 +47,11 @@ func Build(in Input) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	caps, err := capabilities(in)
+	caps, err := Capabilities(in)
 	if err != nil {
 		return nil, err
 	}
-	limits, err := rlimits(hc.Ulimits)
+	limits, err := rlimits(in)
 	if err != nil {
 		return nil, err
 	}
@@ -57,7 +59,7 @@ func Build(in Input) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
-	mounts, err := mounts(in, sec)
+	mounts, err := mounts(in)
 	if err != nil {
 		return nil, err
 	}
@@ -73,6 +75,15 @@ func Build(in Input) (*specs.Spec, error) {
 	if err != nil {
 		return nil, err
 	}
+	score, err := oomScore(in)
+	if err != nil {
+		return nil, err
+	}
+	devices, rules, err := devices(in)
+	if err != nil {
+		return nil, err
+	}
+	resources.Devices = append(resources.Devices, rules...)
 	s := &specs.Spec{
 		Version:  version,
 		Root:     &specs.Root{Path: "rootfs", Readonly: hc.ReadonlyRootfs},
@@ -92,6 +103,8 @@ func Build(in Input) (*specs.Spec, error) {
 			Rlimits:         limits,
 			NoNewPrivileges: sec.noNewPrivileges,
 			ApparmorProfile: sec.appArmor,
+			SelinuxLabel:    in.SELinux.Process,
+			OOMScoreAdj:     score,
 		},
 		Linux: &specs.Linux{
 			CgroupsPath:   in.CgroupsPath,
@@ -101,10 +114,9 @@ func Build(in Input) (*specs.Spec, error) {
 			Seccomp:       sec.seccomp,
 			MaskedPaths:   sec.masked,
 			ReadonlyPaths: sec.readonly,
+			MountLabel:    in.SELinux.Mount,
+			Devices:       devices,
 		},
-	}
-	if hc.Privileged {
-		s.Linux.Devices = in.Host.Devices
 	}
 	return s, nil
 }
@@ -129,14 +141,31 @@ func command(in Input) ([]string, error) {
 	if len(args) == 0 || args[0] == "" {
 		return nil, invalid("no command specified: set command or entryPoint, or use an image that has one")
 	}
-	if i := in.Container.HostConfig.Init; i != nil && *i {
-		if in.Host.Init == "" {
-			return nil, invalid("initProcessEnabled: this agent has no init program configured")
+	if holdsInput(in) {
+		if in.Host.Hold == "" {
+			return nil, invalid("interactive: the program berth-pause, which keeps the standard input open, is not installed on this host: install it beside berth-agent, or set BERTH_PAUSE_PATH")
 		}
-		args = append([]string{initPath, "--"}, args...)
+		args = append([]string{holdPath, "stdin"}, args...)
+	}
+	if wantsInit(in) {
+		if in.Host.Init == "" {
+			return nil, invalid("initProcessEnabled: this host has no static init program: install the package tini, or set BERTH_INIT_PATH")
+		}
+		own := []string{initPath, "--"}
+		if pidMode(in) != "" {
+			// It is not process 1 there, and has to ask for the orphans.
+			own = []string{initPath, "-s", "--"}
+		}
+		args = append(own, args...)
 	}
 	return args, nil
 }
+
+func wantsInit(in Input) bool { i := in.Container.HostConfig.Init; return i != nil && *i }
+
+// holdsInput reports whether the standard input has to be held open by a program. A
+// terminal does it by itself.
+func holdsInput(in Input) bool { return in.Container.Config.OpenStdin && !in.Container.Config.Tty }
 
 func workdir(in Input) (string, error) {
 	dir := in.Container.Config.WorkingDir
@@ -166,6 +195,9 @@ func CheckWorkdir(dir string) error {
 }
 
 func hostname(in Input) string {
+	if in.Container.HostConfig.UTSMode == modeHost {
+		return "" // a runtime must not set the host's
+	}
 	if h := in.Container.Config.Hostname; h != "" {
 		return h
 	}
@@ -232,145 +264,4 @@ func mapKeys[V any](m map[string]V) func(func(string) bool) {
 			}
 		}
 	}
-}
-
-func namespaces(in Input) ([]specs.LinuxNamespace, error) {
-	ns := []specs.LinuxNamespace{{Type: specs.MountNamespace}, {Type: specs.UTSNamespace}}
-	if in.Network.Namespace != "" {
-		ns = append(ns, specs.LinuxNamespace{Type: specs.NetworkNamespace, Path: in.Network.Namespace})
-	}
-	switch in.Task.PidMode {
-	case "":
-		ns = append(ns, specs.LinuxNamespace{Type: specs.PIDNamespace})
-	case "host":
-	default:
-		return nil, invalid("pidMode: %q is not supported", in.Task.PidMode)
-	}
-	switch in.Task.IpcMode {
-	case "", "none":
-		ns = append(ns, specs.LinuxNamespace{Type: specs.IPCNamespace})
-	case "host":
-	default:
-		return nil, invalid("ipcMode: %q is not supported", in.Task.IpcMode)
-	}
-	if in.Host.CgroupV2 && !in.Container.HostConfig.Privileged {
-		ns = append(ns, specs.LinuxNamespace{Type: specs.CgroupNamespace})
-	}
-	return ns, nil
-}
-
-// errEmpty is the cause where a required part of a setting is missing.
-var errEmpty = errors.New("is empty")
-
-func mounts(in Input, sec security) ([]specs.Mount, error) {
-	hc := &in.Container.HostConfig
-	sysMode := "ro"
-	if hc.Privileged {
-		sysMode = "rw"
-	}
-	shm := int64(defaultShm)
-	if hc.ShmSize > 0 {
-		shm = hc.ShmSize
-	}
-	ms := []specs.Mount{
-		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "strictatime", "mode=755", "size=65536k"}},
-		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", sysMode}},
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", sysMode}},
-		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-	}
-	switch in.Task.IpcMode {
-	case "host":
-		ms = append(ms, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: "/dev/shm", Options: []string{"rbind", "nosuid", "noexec", "nodev"}})
-	case "none":
-	default:
-		ms = append(ms, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", fmt.Sprintf("size=%d", shm)}})
-	}
-	for _, f := range [][2]string{
-		{in.Network.Hosts, "/etc/hosts"}, {in.Network.Resolv, "/etc/resolv.conf"}, {in.Network.HostnameFile, "/etc/hostname"},
-	} {
-		if f[0] != "" {
-			opts := []string{"rbind", "rprivate"}
-			if hc.ReadonlyRootfs || in.Network.ReadOnly {
-				opts = append(opts, "ro")
-			}
-			ms = append(ms, specs.Mount{Destination: f[1], Type: "bind", Source: f[0], Options: opts})
-		}
-	}
-	for _, dst := range slices.Sorted(mapKeys(hc.Tmpfs)) {
-		at, err := mountPath("tmpfs", dst)
-		if err != nil {
-			return nil, err
-		}
-		opts := []string{"noexec", "nosuid", "nodev"}
-		for o := range strings.SplitSeq(hc.Tmpfs[dst], ",") {
-			if o = strings.TrimSpace(o); o != "" {
-				opts = append(opts, o)
-			}
-		}
-		ms = append(ms, specs.Mount{Destination: at, Type: "tmpfs", Source: "tmpfs", Options: opts})
-	}
-	vs, err := volumes(in)
-	if err != nil {
-		return nil, err
-	}
-	ms = append(ms, vs...)
-	for _, m := range in.Endpoint.Mounts {
-		may := "ro"
-		if m.Writable {
-			may = "rw"
-		}
-		ms = append(ms, specs.Mount{Destination: m.Destination, Type: "bind", Source: m.Source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", may}})
-	}
-	for _, m := range in.Given.Mounts {
-		at, err := mountPath("secret files", m.Path)
-		if err != nil {
-			return nil, err
-		}
-		ms = append(ms, specs.Mount{Destination: at, Type: "bind", Source: m.Source, Options: []string{"rbind", "rprivate", "nosuid", "nodev", "noexec", "ro"}})
-	}
-	if in.Container.HostConfig.Init != nil && *in.Container.HostConfig.Init {
-		ms = append(ms, specs.Mount{Destination: initPath, Type: "bind", Source: in.Host.Init, Options: []string{"rbind", "ro", "rprivate"}})
-	}
-	return ms, nil
-}
-
-func volumes(in Input) ([]specs.Mount, error) {
-	var ms []specs.Mount
-	for _, m := range in.Task.MountsOf(in.Container.Name) {
-		at, err := mountPath("mountPoints", m.Path)
-		if err != nil {
-			return nil, err
-		}
-		v, ok := in.Volumes[m.Volume]
-		if !ok {
-			return nil, invalid("mountPoints: volume %q of %s is not available on this host", m.Volume, m.Path)
-		}
-		opts := []string{"rbind", "rprivate", "nosuid", "nodev"}
-		if v.NoExec {
-			opts = append(opts, "noexec")
-		}
-		if m.ReadOnly || v.ReadOnly {
-			opts = append(opts, "ro", "rro") // what is mounted below it, too
-		}
-		ms = append(ms, specs.Mount{Destination: at, Type: "bind", Source: v.Path, Options: opts})
-	}
-	return ms, nil
-}
-
-// mountPath checks where in the container something is to be mounted.
-func mountPath(field, p string) (string, error) {
-	clean := path.Clean(p)
-	switch {
-	case p == "":
-		return "", invalid("%s: the path %w", field, errEmpty)
-	case !path.IsAbs(p), strings.ContainsRune(p, 0):
-		return "", invalid("%s: %q is not an absolute path", field, p)
-	case clean == "/", clean == "/proc", strings.HasPrefix(clean, "/proc/"),
-		clean == "/sys", strings.HasPrefix(clean, "/sys/"), clean == "/dev":
-		return "", invalid("%s: nothing can be mounted at %s", field, clean)
-	}
-	return clean, nil
 }

@@ -35,6 +35,7 @@ const (
 	KindVolume    = "volume"    // a volume that a driver makes; named as the volume
 	KindEndpoint  = "endpoint"  // a metadata endpoint; named as the network that it serves
 	KindStorage   = "storage"   // the limited storage of a task's layers and volumes; one, named "task"
+	KindNamespace = "namespace" // namespaces that the containers of a task share; one, named "task"
 	KindContainer = "container" // one container and its process; named as the container
 )
 

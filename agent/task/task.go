@@ -222,16 +222,18 @@ func (t *Task) mountsOf(container string, seen map[string]bool) []Mount {
 // protocol carries as a JSON string (agent protocol, "Mapping a container to the
 // runtime"). Keys are those of the Docker Engine API and are matched without case.
 type Config struct {
-	Hostname    string
-	Domainname  string
-	User        string
-	Env         []string `json:",omitempty"`
-	Labels      map[string]string
-	WorkingDir  string
-	StopSignal  string
-	Tty         bool
-	OpenStdin   bool
-	Healthcheck *Healthcheck `json:",omitempty"`
+	Hostname   string
+	Domainname string
+	User       string
+	Env        []string `json:",omitempty"`
+	Labels     map[string]string
+	WorkingDir string
+	StopSignal string
+	Tty        bool
+	OpenStdin  bool // the process's standard input stays open, and empty
+	// NetworkDisabled leaves the container without any network but the loopback of its own.
+	NetworkDisabled bool
+	Healthcheck     *Healthcheck `json:",omitempty"`
 }
 
 // Healthcheck is the Docker Engine health check; durations are nanoseconds.
@@ -288,11 +290,19 @@ func (h *Healthcheck) Args() []string {
 // Memory values are bytes.
 type HostConfig struct {
 	NetworkMode       string
+	PidMode           string // "" and "private" are the task's pidMode, "host" the host's
+	IpcMode           string // likewise, and "none" or "shareable"
+	UTSMode           string // "" is a name of the container's own, "host" the host's
+	CgroupnsMode      string // "private", "host" or "", which is what suits the host
+	Runtime           string `json:",omitempty"` // a runtime that the agent knows; "" is the default
 	Privileged        bool
 	ReadonlyRootfs    bool
-	CapAdd            []string `json:",omitempty"`
-	CapDrop           []string `json:",omitempty"`
-	Ulimits           []Ulimit `json:",omitempty"`
+	CapAdd            []string        `json:",omitempty"`
+	CapDrop           []string        `json:",omitempty"`
+	GroupAdd          []string        `json:",omitempty"` // supplementary groups, by number or name of the image
+	Devices           []Device        `json:",omitempty"`
+	DeviceRequests    []DeviceRequest `json:",omitempty"`
+	Ulimits           []Ulimit        `json:",omitempty"`
 	Sysctls           map[string]string
 	DNS               []string `json:"Dns,omitempty"`
 	DNSSearch         []string `json:"DnsSearch,omitempty"`
@@ -301,13 +311,37 @@ type HostConfig struct {
 	SecurityOpt       []string `json:",omitempty"`
 	Memory            int64
 	MemoryReservation int64
-	MemorySwap        int64
+	MemorySwap        int64  // memory and swap together; 0 is twice the memory, -1 no limit
+	MemorySwappiness  *int64 `json:",omitempty"` // 0 to 100; cgroup version 1 only
+	OomKillDisable    bool   // cgroup version 1 only
+	OomScoreAdj       int
 	PidsLimit         int64
-	CPUShares         int64 `json:"CpuShares"`
-	Init              *bool `json:",omitempty"`
+	CPUShares         int64  `json:"CpuShares"`
+	CPUPeriod         int64  `json:"CpuPeriod"` // microseconds
+	CPUQuota          int64  `json:"CpuQuota"`  // microseconds of each period
+	NanoCPUs          int64  `json:"NanoCpus"`  // CPUs in units of 1e-9, instead of quota and period
+	CpusetCpus        string `json:",omitempty"`
+	CpusetMems        string `json:",omitempty"`
+	BlkioWeight       uint16 // 10 to 1000; 0 is the host's default
+	Init              *bool  `json:",omitempty"`
 	ShmSize           int64
 	Tmpfs             map[string]string
 	LogConfig         LogConfig
+}
+
+// Device is one device of the host that a container may use.
+type Device struct {
+	PathOnHost        string
+	PathInContainer   string // "" is the path on the host
+	CgroupPermissions string // of the letters r, w and m; "" is all of them
+}
+
+// DeviceRequest asks for devices by the name of their driver.
+type DeviceRequest struct {
+	Driver       string
+	Count        int // -1 is all of them
+	DeviceIDs    []string
+	Capabilities [][]string
 }
 
 // Ulimit is one resource limit of the container's processes.

@@ -18,7 +18,7 @@ const (
 // checkContainer applies the rules of one container that need no other.
 func checkContainer(d *types.TaskDefinition, c *types.ContainerDefinition) error {
 	for _, check := range []func(*types.TaskDefinition, *types.ContainerDefinition) error{
-		checkHealth, checkTimeouts, checkRestart, checkEnvironment, checkLogging, checkLinux, checkRequirements,
+		checkHealth, checkTimeouts, checkRestart, checkEnvironment, checkLogging, checkLinux, checkSecurity, checkRequirements,
 	} {
 		if err := check(d, c); err != nil {
 			return err

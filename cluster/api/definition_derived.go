@@ -96,6 +96,13 @@ const (
 	ecsCapability    = "ecs.capability."
 )
 
+// A container chooses a runtime by a docker label, and its task then requires the
+// attribute that agents register for the runtime (docs/settings.md, BERTH_RUNTIMES).
+const (
+	runtimeLabel      = "berth.runtime"
+	runtimeCapability = "berth.capability.runtime."
+)
+
 // requiredAttributes lists the capabilities that an instance must have
 // registered to run a definition.
 func requiredAttributes(d *types.TaskDefinition) []types.Attribute {
@@ -140,6 +147,11 @@ func requiredAttributes(d *types.TaskDefinition) []types.Attribute {
 	for i := range d.ContainerDefinitions {
 		containerAttributes(d, &d.ContainerDefinitions[i], docker, capability)
 	}
+	for i := range d.ContainerDefinitions {
+		if name := d.ContainerDefinitions[i].DockerLabels[runtimeLabel]; name != "" {
+			need[runtimeCapability+name] = true
+		}
+	}
 	names := make([]string, 0, len(need))
 	for n := range need {
 		names = append(names, n)
@@ -183,6 +195,14 @@ func containerAttributes(d *types.TaskDefinition, c *types.ContainerDefinition, 
 		}
 		for _, s := range l.SecretOptions {
 			capability(secretCapability(s, "bootstrap.log-driver"))
+		}
+	}
+	for _, o := range c.DockerSecurityOptions {
+		switch kind, value, _ := strings.Cut(strings.Replace(o, "=", ":", 1), ":"); {
+		case kind == "label" && value != "disable":
+			docker("selinux")
+		case kind == "apparmor" && value != "unconfined":
+			docker("apparmor")
 		}
 	}
 	for _, s := range c.Secrets {

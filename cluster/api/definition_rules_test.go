@@ -144,6 +144,14 @@ func TestDefinitionRules(t *testing.T) {
 		{"capability on fargate", one(`"linuxParameters":{"capabilities":{"add":["NET_ADMIN"]}}`, fargate), "SYS_PTRACE"},
 		{"tmpfs", one(`"linuxParameters":{"tmpfs":[{"containerPath":"/t"}]}`, ""), "tmpfs"},
 		{"swappiness", one(`"linuxParameters":{"swappiness":101}`, ""), "swappiness"},
+		{"tmpfs option", one(`"linuxParameters":{"tmpfs":[{"containerPath":"/t","size":1,"mountOptions":["bind"]}]}`, ""), "mount option 'bind'"},
+		{"tmpfs options", one(`"linuxParameters":{"tmpfs":[{"containerPath":"/t","size":1,"mountOptions":["exec","mode=700"]}]}`, ""), ""},
+		{"unknown capability", one(`"linuxParameters":{"capabilities":{"add":["FLY"]}}`, ""), "capability 'FLY'"},
+		{"capability", one(`"linuxParameters":{"capabilities":{"add":["ALL"],"drop":["CAP_NET_RAW"]}}`, ""), ""},
+		{"relative device", one(`"linuxParameters":{"devices":[{"hostPath":"dev/x"}]}`, ""), "not absolute"},
+		{"security option", one(`"dockerSecurityOptions":["open-sesame"]`, ""), "security option 'open-sesame'"},
+		{"security options", one(`"dockerSecurityOptions":["no-new-privileges","seccomp:unconfined","apparmor=mine","label:type:x"]`, ""), ""},
+		{"runtime label", one(`"dockerLabels":{"berth.runtime":"/bin/sh"}`, ""), "name of a runtime"},
 		{"ulimit", one(`"ulimits":[{"name":"nofile","softLimit":2,"hardLimit":1}]`, ""), "ulimit nofile"},
 
 		{"volume", one(`"mountPoints":[{"sourceVolume":"v","containerPath":"/x"}]`, `"volumes":[{"name":"v"}]`), ""},
@@ -182,8 +190,10 @@ func TestDefinitionRules(t *testing.T) {
 
 func TestRequiredAttributes(t *testing.T) {
 	for text, want := range map[string]string{
-		one("", ""):                  "[]",
-		one(`"privileged":true`, ""): "[com.amazonaws.ecs.capability.privileged-container]",
+		one("", ""): "[]",
+		one(`"dockerLabels":{"berth.runtime":"crun"}`, ""):                                                                          "[berth.capability.runtime.crun]",
+		one(`"dockerSecurityOptions":["label:type:x","apparmor=y"]`, ""):                                                            "[com.amazonaws.ecs.capability.apparmor com.amazonaws.ecs.capability.selinux]",
+		one(`"privileged":true`, ""):                                                                                                "[com.amazonaws.ecs.capability.privileged-container]",
 		one(`"logConfiguration":{"logDriver":"json-file"}`, ""):                                                                     "[com.amazonaws.ecs.capability.logging-driver.json-file]",
 		one("", `"volumes":[{"name":"v","dockerVolumeConfiguration":{}}]`):                                                          "[ecs.capability.docker-plugin.local]",
 		one(`"restartPolicy":{"enabled":true}`, `"cpu":"1024"`):                                                                     "[ecs.capability.container-restart-policy ecs.capability.task-cpu-mem-limit]",

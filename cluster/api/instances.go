@@ -195,7 +195,7 @@ func (a *API) mergeAttributes(old, registered []types.Attribute) []types.Attribu
 	}
 	for _, at := range old {
 		name := str(at.Name)
-		capability := strings.HasPrefix(name, "ecs.capability.") || strings.HasPrefix(name, "com.amazonaws.ecs.capability.")
+		capability := strings.HasPrefix(name, "ecs.capability.") || strings.HasPrefix(name, "com.amazonaws.ecs.capability.") || strings.HasPrefix(name, "berth.capability.")
 		if !has[name] && !capability {
 			out, has[name] = append(out, at), true
 		}

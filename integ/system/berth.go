@@ -113,6 +113,7 @@ func (s *System) environ() []string {
 		"BERTH_LOG_DIR="+filepath.Join(s.Dir, "log"),
 		"BERTH_KEY_FILE="+filepath.Join(s.Dir, "agent.key"),
 		"BERTH_LOGGER_PATH="+filepath.Join(s.Bin, "berth-logger"),
+		"BERTH_PAUSE_PATH="+filepath.Join(s.Bin, "berth-pause"),
 		"BERTH_CGROUP="+s.Cgroup(),
 	)
 }

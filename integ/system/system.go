@@ -207,7 +207,13 @@ func last(s string, n int) string {
 func Programs(t testing.TB, kind string, tags ...string) string {
 	t.Helper()
 	dir := t.TempDir()
-	pkgs := []string{"berth.dev/berth/cmd/berth-agent", "berth.dev/berth/cmd/berth-logger", "berth.dev/berth/cmd/berth-shipper", "berth.dev/berth/cmd/berth-volume"}
+	pkgs := []string{
+		"berth.dev/berth/cmd/berth-agent",
+		"berth.dev/berth/cmd/berth-logger",
+		"berth.dev/berth/cmd/berth-shipper",
+		"berth.dev/berth/cmd/berth-volume",
+		"berth.dev/berth/cmd/berth-pause",
+	}
 	if kind == Containerd2 {
 		pkgs = append(pkgs, "berth.dev/berth/cmd/berth", "github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2")
 	}

@@ -34,11 +34,11 @@ func neverStarted(reason string, ends ...end) outcome {
 // failures are tasks that cannot run.
 func failures() []scenario {
 	const (
-		notDirectory = `CannotStartContainerError: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: error during container init: mkdir /etc/passwd: not a directory`
-		noUser       = `CannotStartContainerError: user: unable to find user nobody-here: unable to find user nobody-here: no matching entries in passwd file`
 		noTag        = `CannotPullImageManifestError: The task can’t pull the image. Check whether the image exists. manifest for REGISTRY/team/none:v1 not found: manifest unknown: REGISTRY/team/none:v1: not found`
-		noCommand    = `CannotStartContainerError: failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: exec: "/no/such/program": stat /no/such/program: no such file or directory`
 		noRegistry   = `CannotPullImageManifestError: The task can’t pull the image. Check your network configuration. failed to do request: Head "http://127.0.0.1:1/v2/nothing/manifests/latest": dial tcp 127.0.0.1:1: connect: connection refused`
+		notDirectory = `CannotStartContainerError: mkdir /etc/passwd: not a directory: correct workingDirectory, or the permissions of the directory in the image`
+		noUser       = `CannotStartContainerError: user: unable to find user nobody-here: unable to find user nobody-here: no matching entries in passwd file: name a user and group of the image, or give their numbers`
+		noCommand    = `CannotStartContainerError: exec: "/no/such/program": stat /no/such/program: no such file or directory: correct command or entryPoint, or use an image that has the program`
 	)
 	return []scenario{
 		{

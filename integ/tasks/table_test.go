@@ -4,6 +4,8 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -43,15 +45,31 @@ func topics() []topic {
 		{name: "secrets", rows: secrets()},
 		{name: "logs", rows: logs()},
 		{name: "volumes", rows: volumeRows()},
+		{name: "containers", rows: containers()},
+		{name: "kernels", rows: kernels()},
+		{name: "refusals", rows: refusals()},
 	}
 }
 
 // parallel is how many rows run at the same time. Most of them wait most of the time.
 const parallel = 12
 
-// agentSettings are the settings that all rows run with.
-func agentSettings() []string {
+// agentSettings are the settings that all rows run with. files is a directory for the
+// files that some of them name.
+func agentSettings(t *testing.T, files string) []string {
+	t.Helper()
+	profile := `{"defaultAction":"SCMP_ACT_ALLOW","syscalls":[{"names":["mkdir","mkdirat"],"action":"SCMP_ACT_ERRNO"}]}`
+	if err := os.WriteFile(filepath.Join(files, "nodirs.json"), []byte(profile), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	gpus := `{"cdiVersion":"0.5.0","kind":"example.com/gpu","devices":[` +
+		`{"name":"GPU-a","containerEdits":{"deviceNodes":[{"path":"/dev/gpu","hostPath":"/dev/zero"}],"env":["DRIVER=example"]}}]}`
+	if err := os.WriteFile(filepath.Join(files, "example.json"), []byte(gpus), 0o600); err != nil {
+		t.Fatal(err)
+	}
 	return []string{
+		"BERTH_SECCOMP_DIR=" + files,
+		"ECS_ENABLE_GPU_SUPPORT=true", "BERTH_GPU_KIND=example.com/gpu", "BERTH_CDI_DIRS=" + files,
 		"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10s", "ECS_CONTAINER_STOP_TIMEOUT=5s",
 		"BERTH_LOG_FILE_SIZE=4096", "BERTH_LOG_FILES=3",
 		"ECS_DYNAMIC_HOST_PORT_RANGE=40000-40099",
@@ -100,7 +118,7 @@ func TestTasks(t *testing.T) {
 			t.Cleanup(r.Close)
 			l := &lab{registry: r, services: startServices(t)}
 			l.System = system.Start(t, system.Options{
-				Containerd: kind, Programs: bin, AgentEnv: append(agentSettings(), l.settings(t)...),
+				Containerd: kind, Programs: bin, AgentEnv: append(agentSettings(t, t.TempDir()), l.settings(t)...),
 				ACS: func(c *cacs.Config) { c.Credentials, c.Faults = executionRole, &cacs.Faults{Alter: hurry} },
 			})
 			before := l.footprint(t)

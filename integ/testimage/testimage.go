@@ -94,6 +94,7 @@ func Image(c v1.Config, layers ...v1.Layer) (v1.Image, error) {
 var applets = []string{
 	"sh", "echo", "cat", "sleep", "true", "false", "ls", "id", "env", "kill", "dd", "head", "seq", "wget", "ip",
 	"ping", "mkdir", "touch", "rm", "ps", "nc", "httpd", "nslookup", "hostname", "test", "yes", "tail", "mount", "pwd",
+	"df", "wc", "readlink", "stat", "mv",
 }
 
 // BusyboxLayer is a root file system of the host's static busybox, with users root

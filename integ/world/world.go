@@ -61,7 +61,7 @@ type Options struct {
 // Host is the options for the system that "berth up" starts with its default paths.
 func Host() Options {
 	return Options{
-		Programs:       []string{"berth", "berth-agent", "berth-logger", "berth-shipper", "containerd-shim-runc-v2", "my-image"},
+		Programs:       []string{"berth", "berth-agent", "berth-logger", "berth-shipper", "berth-pause", "containerd-shim-runc-v2", "my-image"},
 		CgroupRoots:    []string{"ecs", "ecstasks.slice"},
 		MountPrefixes:  []string{"/run/berth", "/var/lib/berth", "/run/netns"},
 		NetnsDirs:      []string{"/run/netns", "/run/berth/network/namespaces"},

@@ -12,7 +12,7 @@ import (
 )
 
 // ours are the base names of Berth's programs.
-var ours = []string{"berth", "berth-agent", "berth-logger", "berth-shipper", "my-image"}
+var ours = []string{"berth", "berth-agent", "berth-logger", "berth-shipper", "berth-pause", "my-image"}
 
 // Listener says who listens on a TCP address of this network namespace: "" for
 // nobody, "berth" for one of Berth's programs, else the program's name and pid.
