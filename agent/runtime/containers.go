@@ -398,7 +398,7 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 			return fmt.Errorf("standard input %s of the container is not there", req.Stdin)
 		}
 	}
-	if c.cfg.LoggerPath != "" && p.log.Args != nil {
+	if c.cfg.LoggerPath != "" && p.log != nil && p.log.Args != nil {
 		req.Stdout = c.logURI(p)
 		if !req.Terminal {
 			req.Stderr = req.Stdout
