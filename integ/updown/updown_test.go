@@ -340,6 +340,13 @@ func verbs(t *testing.T, n *newcomer) {
 		}
 		return nil
 	})
+	// A process that is asked to end before it listens to signals ends in another way.
+	system.Until(t, 10*time.Second, "it serves", func() error {
+		if out := n.berth(0, "logs", id); !strings.Contains(out, "serving on") {
+			return errors.New(out)
+		}
+		return nil
+	})
 	mustHold(t, "stop", n.berth(0, "stop", id, "--reason", "seen enough"), "STOPPED", "seen enough", "exit code 0")
 
 	// What env prints is all that the stock CLI of Debian needs.
