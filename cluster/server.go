@@ -25,6 +25,7 @@ import (
 	"berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/cluster/ec2"
+	"berth.dev/berth/cluster/events"
 	"berth.dev/berth/cluster/iam"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
@@ -73,7 +74,9 @@ type Config struct {
 	// StoppedRetention is how long stopped tasks stay visible; at least the
 	// hour that ECS promises by default.
 	StoppedRetention time.Duration
-	Log              *slog.Logger
+	// Events says to whom state changes are told.
+	Events Events
+	Log    *slog.Logger
 	// Faults make the cluster misbehave, for tests.
 	Faults Faults
 }
@@ -124,6 +127,7 @@ type Server struct {
 	node     string
 	member   *store.Membership // nil with an embedded etcd
 	usage    *telemetry.Keeper
+	events   *events.Stream
 	metrics  *metrics
 	http     *http.Server
 	log      *slog.Logger
@@ -269,6 +273,9 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	})
 	s.usage = telemetry.New(nil)
 	s.metrics.registry.MustRegister(telemetry.NewCollector(s.usage, s.store))
+	if err := s.openEvents(ctx); err != nil {
+		return err
+	}
 	s.tcs = tcs.New(tcs.Config{Authenticate: s.api.Authenticate, Received: s.usage.Receiver(s.api), Log: c.Log})
 	s.metrics.gauge("berth_tcs_sessions", "Open telemetry sessions.", func() float64 { return float64(s.tcs.Sessions()) })
 	s.http = &http.Server{
@@ -409,6 +416,9 @@ func (s *Server) Fingerprint() string {
 func (s *Server) Close() error {
 	s.once.Do(func() {
 		var errs []error
+		if s.events != nil {
+			s.events.EndReaders() // they would stay
+		}
 		if s.http != nil {
 			ctx, cancel := context.WithTimeout(context.Background(), closeTimeout) //nolint:forbidigo // nobody is left to cancel it
 			if err := s.http.Shutdown(ctx); err != nil {
@@ -423,6 +433,9 @@ func (s *Server) Close() error {
 		s.work.Wait()
 		if s.store != nil {
 			errs = append(errs, s.store.Close())
+		}
+		if s.events != nil {
+			s.events.Wait() // ends with the store
 		}
 		if s.lock != nil {
 			errs = append(errs, s.lock.Close())
@@ -439,6 +452,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("GET /tcs/ws", s.tcs)
 	mux.HandleFunc("POST /berth/v1/instance-keys", s.serveInstanceKey)
 	mux.HandleFunc("GET /berth/v1/usage", s.serveUsage)
+	mux.HandleFunc("GET /berth/v1/events", s.serveEvents)
 	mux.HandleFunc("GET /health", s.serveHealth)
 	mux.Handle("GET /metrics", s.metrics.handler())
 	return mux

@@ -269,6 +269,12 @@ func portNumbers(list []string) ([]int32, error) {
 	return slices.Compact(out), nil
 }
 
+// ShowInstance is an instance as DescribeContainerInstances shows it.
+func ShowInstance(r store.Reader, inst *store.Instance) types.ContainerInstance {
+	alloc, _ := store.Get(r, store.Allocations, store.Key(inst.ClusterName, inst.ID))
+	return instanceView(r, inst, alloc)
+}
+
 // instanceView is an instance as the API shows it. alloc may be nil: nothing is taken.
 func instanceView(r store.Reader, inst *store.Instance, alloc *store.Allocation) types.ContainerInstance {
 	out := inst.Instance

@@ -82,6 +82,8 @@ func (m *mirror) entry(t *table, key string) (entry, bool) {
 	return m.tables[t.id].records.Get(entry{key: key})
 }
 
+func (m *mirror) at() int64 { return m.revision }
+
 func (m *mirror) get(t *table, key string) (any, bool) {
 	e, ok := m.entry(t, key)
 	return e.record, ok

@@ -67,7 +67,12 @@ type Reader interface {
 	// first key after "after" on, until fn returns false.
 	scan(t *table, prefix, after string, fn func(key string, record any) bool)
 	lookup(t *table, slot int, value string, fn func(key string, record any) bool)
+	// at is the revision of what is read.
+	at() int64
 }
+
+// Revision is the revision of the records that a View or an Update sees.
+func Revision(r Reader) int64 { return r.at() }
 
 // Get returns the record of a key. The record is shared: never modify it.
 func Get[T any](r Reader, t Table[T], key string) (*T, bool) {

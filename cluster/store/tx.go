@@ -39,6 +39,8 @@ func (tx *Tx) see(t *table, key string) entry {
 	return e
 }
 
+func (tx *Tx) at() int64 { return tx.m.revision }
+
 func (tx *Tx) get(t *table, key string) (any, bool) {
 	if v, ok := tx.writes[etcdKey{t, key}]; ok {
 		return v, v != nil
