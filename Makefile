@@ -24,7 +24,7 @@ GOTEST = $(GO) test -tags '$(TAGS)' -timeout 20m
 UNIT = $$($(GO) list -tags '$(TAGS)' ./... | grep -v '/integ')
 FUZZTIME ?= 20000x
 
-.PHONY: help deps build up down dev test vm-test unit integ lint fuzz bench dist clean
+.PHONY: help deps build programs packages up down dev test vm-test unit integ lint fuzz bench dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -33,10 +33,13 @@ deps: ## install what is missing to build and run (Debian packages, Go)
 	@packaging/scripts/install-packages run
 	@packaging/scripts/find-go >/dev/null
 
-build: deps ## build the programs into bin/
+build: deps programs ## build the programs into bin/
+
+# For another processor with GOARCH.
+programs:
 	@mkdir -p $(BIN)
 	@$(GOBUILD) -o $(BIN)/ $(PROGRAMS)
-	@cmp -s $(BIN)/my-image $(BIN)/.packed || { $(GO) run -tags '$(TAGS)' ./integ/testimage/pack $(BIN)/my-image $(BIN)/my-image.tar my-image:latest && cp $(BIN)/my-image $(BIN)/.packed; }
+	@cmp -s $(BIN)/my-image $(BIN)/.packed || { GOARCH= $(GO) run -tags '$(TAGS)' ./integ/testimage/pack $(BIN)/my-image $(BIN)/my-image.tar my-image:latest && cp $(BIN)/my-image $(BIN)/.packed; }
 
 up: build ## start everything on this host and run the sample task
 	@bin/berth up
@@ -84,6 +87,10 @@ bench: build ## the figures of Berth beside those of the bare containerd client
 dist: build ## one archive of the programs in dist/
 	@mkdir -p dist && tar --sort=name --owner=0 --group=0 --numeric-owner -czf dist/berth-$(VERSION)-linux-$$($(GO) env GOARCH).tar.gz --exclude=.packed LICENSE README.md CHANGELOG.md SECURITY.md docs examples $(BIN)
 	@ls -l dist
+
+packages: deps ## deb and rpm packages for amd64 and arm64 in dist/packages/
+	@rm -rf dist/packages && packaging/scripts/build-packages dist/packages
+	@cp packaging/scripts/install.sh dist/packages/ && ls -l dist/packages
 
 clean: ## remove what was built
 	@rm -rf bin dist .cache

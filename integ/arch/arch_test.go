@@ -71,6 +71,7 @@ var imports = []struct {
 	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "eni/...", "cni-plugins/...", "volumes/..."}},
 	{"cluster/...", []string{"cluster/...", "wire/..."}},
 	{"cmd/...", []string{"agent/...", "cluster/...", "wire/...", "eni/...", "cni-plugins/...", "volumes/...", "cmd/...", "integ/testimage"}},
+	{"packaging/...", nil},
 	{"integ/...", []string{"..."}},
 }
 

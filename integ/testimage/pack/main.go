@@ -6,11 +6,13 @@
 package main
 
 import (
+	"debug/elf"
 	"fmt"
 	"os"
 	"path/filepath"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/mutate"
 
 	"berth.dev/berth/integ/testimage"
 )
@@ -31,8 +33,37 @@ func pack(program, archive, name string) error {
 	if err != nil {
 		return err
 	}
+	if img, err = ofProcessor(img, program); err != nil {
+		return err
+	}
 	if err := testimage.WriteArchive(archive+".new", name, img); err != nil {
 		return err
 	}
 	return os.Rename(archive+".new", archive)
+}
+
+// ofProcessor gives an image the architecture that its program was built for.
+func ofProcessor(img v1.Image, program string) (v1.Image, error) {
+	f, err := elf.Open(program)
+	if err != nil {
+		return nil, err
+	}
+	machine := f.Machine
+	if err := f.Close(); err != nil {
+		return nil, err
+	}
+	c, err := img.ConfigFile()
+	if err != nil {
+		return nil, err
+	}
+	c = c.DeepCopy()
+	switch machine {
+	case elf.EM_X86_64:
+		c.Architecture = "amd64"
+	case elf.EM_AARCH64:
+		c.Architecture = "arm64"
+	default:
+		return nil, fmt.Errorf("%s is for %v, which no image is made for", program, machine)
+	}
+	return mutate.ConfigFile(img, c)
 }
