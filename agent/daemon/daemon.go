@@ -77,6 +77,7 @@ type agent struct {
 	ready        atomic.Bool
 	swept        atomic.Bool
 	session      chan struct{} // a session was opened
+	news         chan struct{} // what the status says may be another
 }
 
 // Run runs the agent until ctx ends. The error is nil after a clean end; config.ExitCode
@@ -86,7 +87,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{o: o, c: o.Settings, log: o.Log, started: time.Now(), health: conditions, session: make(chan struct{}, 1)}
+	a := &agent{o: o, c: o.Settings, log: o.Log, started: time.Now(), health: conditions, session: make(chan struct{}, 1), news: make(chan struct{}, 1)}
 	if a.metrics, err = a.registry(); err != nil {
 		return err
 	}
@@ -242,6 +243,7 @@ func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	}
 	g.Go(func() error { a.host.images.Clean(ctx, a.host.client, a.host.clean(e.Views)); return nil })
 	a.ready.Store(true)
+	a.tellNews()
 	a.log.Info("ready", "tasks", len(e.Views()), "containerd", a.host.client.Version(), "dur", time.Since(a.started))
 	if _, err := daemon.SdNotify(false, daemon.SdNotifyReady); err != nil {
 		a.log.Warn("systemd could not be told that the agent is ready", "err", err)
@@ -336,6 +338,7 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 
 func (a *agent) observeSession(s session.State, err error) {
 	was := a.connected.Swap(s == session.Connected)
+	a.tellNews()
 	switch {
 	case s == session.Connected:
 		a.health.Clear(health.ClusterUnreachable)

@@ -24,7 +24,8 @@ type supervisor struct {
 	// time, and may hang.
 	check   func(ctx context.Context) error
 	status  func() string
-	changed <-chan struct{} // the status may be another
+	changed <-chan struct{} // the status may be another: of the health
+	news    <-chan struct{} // and of the rest
 	log     *slog.Logger
 
 	said string // the last status
@@ -40,7 +41,7 @@ func (a *agent) supervise(ctx context.Context) {
 	changed, cancel := a.health.Subscribe()
 	defer cancel()
 	s := &supervisor{
-		watchdog: watchdog, check: func(ctx context.Context) error { return a.turns(ctx, watchdog) }, status: a.statusLine, changed: changed, log: a.log,
+		watchdog: watchdog, check: func(ctx context.Context) error { return a.turns(ctx, watchdog) }, status: a.statusLine, changed: changed, news: a.news, log: a.log,
 		notify: func(state string) error {
 			_, err := daemon.SdNotify(false, state)
 			return err
@@ -80,6 +81,8 @@ func (s *supervisor) run(ctx context.Context) {
 				}
 			case <-s.changed:
 				s.say()
+			case <-s.news:
+				s.say()
 			case <-tick.C:
 				waiting = false
 			case <-ctx.Done():
@@ -116,6 +119,14 @@ func (s *supervisor) feed(err error) {
 func (s *supervisor) tell(state string) {
 	if err := s.notify(state); err != nil {
 		s.log.Warn("systemd could not be told", "state", state, "err", err)
+	}
+}
+
+// tellNews has the status looked at.
+func (a *agent) tellNews() {
+	select {
+	case a.news <- struct{}{}:
+	default:
 	}
 }
 

@@ -29,7 +29,7 @@ Of this host:
 Instead of installing:
   --verify                check an installation, and exit with 0 if it works
   --uninstall             end the tasks of this host and remove the packages
-  --purge                 with --uninstall: settings, state, keys and logs as well
+  --purge                 with --uninstall: settings, state, keys, logs, volumes and records too
 
 Exit codes: 0 for success, 1 when something failed and was undone, 2 for wrong usage.
 TEXT
