@@ -141,7 +141,7 @@ func TestScriptsAreClean(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	more, err := filepath.Glob(filepath.Join(folder, "nfpm", "*.p*e*")) // maintainer scripts
+	more, err := filepath.Glob(filepath.Join(folder, "nfpm", "*.p[ro]*")) // maintainer scripts
 	if err != nil || len(scripts) < 4 || len(more) < 6 {
 		t.Fatalf("scripts: %v, %v, %v", scripts, more, err)
 	}
