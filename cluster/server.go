@@ -24,6 +24,7 @@ import (
 
 	"berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
+	"berth.dev/berth/cluster/audit"
 	"berth.dev/berth/cluster/ec2"
 	"berth.dev/berth/cluster/events"
 	"berth.dev/berth/cluster/iam"
@@ -74,6 +75,9 @@ type Config struct {
 	// StoppedRetention is how long stopped tasks stay visible; at least the
 	// hour that ECS promises by default.
 	StoppedRetention time.Duration
+	// AuditFile gets a record of every call of the API; "" means audit/audit.log in Dir,
+	// and "off" that there are none.
+	AuditFile string
 	// Events says to whom state changes are told.
 	Events Events
 	Log    *slog.Logger
@@ -128,6 +132,7 @@ type Server struct {
 	member   *store.Membership // nil with an embedded etcd
 	usage    *telemetry.Keeper
 	events   *events.Stream
+	audit    *audit.Log // nil without records
 	metrics  *metrics
 	http     *http.Server
 	log      *slog.Logger
@@ -256,9 +261,12 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 		Store: s.store, Root: s.keys.root, Account: c.Account, Partition: api.Partition(c.Region), Foreign: c.Foreign,
 		Now: verifier.Now,
 	}
+	if err := s.openAudit(); err != nil {
+		return err
+	}
 	s.api, err = api.New(s.store, verifier, api.Config{
 		Region: c.Region, Account: c.Account, Node: s.node, StoppedRetention: c.StoppedRetention,
-		IAM: s.iam, Endpoint: s.URL, Observe: s.metrics.observe, Submitted: c.Faults.submitted(),
+		IAM: s.iam, Endpoint: s.URL, Observe: s.metrics.observe, Submitted: c.Faults.submitted(), Called: s.called,
 	}, c.Log)
 	if err != nil {
 		return err
@@ -437,6 +445,9 @@ func (s *Server) Close() error {
 		if s.events != nil {
 			s.events.Wait() // ends with the store
 		}
+		if s.audit != nil {
+			errs = append(errs, s.audit.Close())
+		}
 		if s.lock != nil {
 			errs = append(errs, s.lock.Close())
 		}
@@ -500,11 +511,14 @@ func (s *Server) serveInstanceKey(w http.ResponseWriter, r *http.Request) {
 		(&api.Error{Code: "SerializationException", Message: "The request body could not be read.", Status: http.StatusBadRequest}).Write(w)
 		return
 	}
+	r, by := api.WithSigner(r)
+	start := time.Now()
 	err = s.operatorOnly(r, body, "make keys for container instances")
 	var key Key
 	if err == nil {
 		key, err = s.keys.issue(r.Context(), s.store, store.KeyInstance)
 	}
+	s.called(by.Call(r, start, "CreateInstanceKey", err, &struct{ AccessKeyID string }{key.AccessKeyID}))
 	if err != nil {
 		s.refuse(w, "instance key not made", err)
 		return

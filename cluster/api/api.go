@@ -28,6 +28,9 @@ type Config struct {
 	// Observe is told about every answered call: its operation, the error
 	// code or "", and how long it took. It may be nil.
 	Observe func(operation, code string, took time.Duration)
+	// Called is told about every answered call and must not change what it gets. It may
+	// be nil.
+	Called func(c *Call)
 	// Submitted is told about every answered SubmitTaskStateChange; it must
 	// not change what it gets. It may be nil.
 	Submitted func(c Caller, in *ecs.SubmitTaskStateChangeInput, err error)

@@ -48,6 +48,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	start := time.Now()
 	id := uuid()
 	w.Header().Set("X-Amzn-Requestid", id)
+	r, by := WithSigner(r)
 	presigned := r.Method == http.MethodGet && sigv4.Presigned(r)
 	if r.Method != http.MethodPost && !presigned {
 		w.Header().Set("Allow", http.MethodPost)
@@ -60,7 +61,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if isForm(r) || presigned {
-		a.serveForm(w, r, body, id)
+		a.serveForm(w, r, by, body, id)
 		return
 	}
 	name, known := strings.CutPrefix(r.Header.Get("X-Amz-Target"), targetPrefix)
@@ -77,6 +78,12 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		a.Observe(name, code, time.Since(start))
 	}
 	a.Log.Debug("call", "operation", name, "code", code, "request", id, "dur", time.Since(start))
+	if a.Called != nil {
+		c := by.call(r, start, name, id)
+		c.Output, c.body, c.input = out, body, o.input
+		c.fail(code, err)
+		a.Called(c)
+	}
 }
 
 func unreadable(err error) error {
@@ -112,6 +119,12 @@ func (a *API) perform(r *http.Request, o operation, body []byte) (out any, err e
 // into body, for a service ("ecs" or "sts"), and tells who signed it. A
 // refusal is an *Error.
 func (a *API) Authenticate(r *http.Request, body []byte, service string) (Caller, error) {
+	c, err := a.authenticate(r, body, service)
+	noteSigner(r.Context(), service, c)
+	return c, err
+}
+
+func (a *API) authenticate(r *http.Request, body []byte, service string) (Caller, error) {
 	id, err := a.Verifier.Verify(r, body, service)
 	if err != nil {
 		var refused *sigv4.Error

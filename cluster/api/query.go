@@ -30,7 +30,7 @@ const (
 
 // serveForm answers a request of the query protocol, of a service of Queries by its
 // version, or else of IAM or STS by what it was signed for.
-func (a *API) serveForm(w http.ResponseWriter, r *http.Request, body []byte, id string) {
+func (a *API) serveForm(w http.ResponseWriter, r *http.Request, by *Signer, body []byte, id string) {
 	start := time.Now()
 	service, space := "sts", namespaceSTS
 	if _, signed := sigv4.Scope(r); a.IAM != nil && signed == "iam" {
@@ -48,6 +48,7 @@ func (a *API) serveForm(w http.ResponseWriter, r *http.Request, body []byte, id 
 			a.Observe(operation, code, time.Since(start))
 		}
 		a.Log.Debug("call", "operation", operation, "code", code, "request", id, "dur", time.Since(start))
+		a.calledForm(by.call(r, start, operation, id), form, code, nil)
 		return
 	}
 	if err != nil {
@@ -62,12 +63,23 @@ func (a *API) serveForm(w http.ResponseWriter, r *http.Request, body []byte, id 
 		}
 	}
 	code := a.replyQuery(w, r, space, action, result, err, id)
+	a.calledForm(by.call(r, start, clip(action), id), form, code, err)
 	if a.Observe != nil {
 		if code != "" { // what is no operation must not become a name
 			action = service
 		}
 		a.Observe(action, code, time.Since(start))
 	}
+}
+
+// calledForm tells of the call of a form. What was answered is no part of it.
+func (a *API) calledForm(c *Call, form url.Values, code string, err error) {
+	if a.Called == nil {
+		return
+	}
+	c.form = formOf(form)
+	c.fail(code, err)
+	a.Called(c)
 }
 
 // query performs an operation of a query service and returns the inside of its result.

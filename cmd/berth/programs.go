@@ -137,6 +137,7 @@ into which root.key, and tls if there is one, was copied from the first.`,
 	f.StringSliceVar(&o.Endpoints, "etcd-endpoints", nil, "`URLs` of an etcd cluster to keep the records in")
 	f.StringVar(&o.Advertise, "advertise", "", "`host` that clients and agents are told (default the listening address)")
 	f.StringVar(&o.Node, "node", "", "`name` of this process among those on one etcd (default the machine's name and the listening address)")
+	f.StringVar(&o.AuditFile, "audit-file", "", "`path` of the record of all API calls, or off (default audit/audit.log in the directory)")
 	f.StringVar(&o.Events.File, "events-file", "", "`path` of a file that gets state changes as lines of JSON")
 	f.StringArrayVar(&o.Events.Webhooks, "events-webhook", nil, "`URL` that every state change is posted to, or @ and the path of a file with it; may be given several times")
 	f.StringVar(&o.Events.WebhookKeyFile, "events-webhook-key", "", "`path` of a file with the key that signs what is posted")
