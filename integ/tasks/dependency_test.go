@@ -180,7 +180,7 @@ func dependencies() []scenario {
 		},
 		{
 			name: "start knows no timeout", want: exited(end{"main", 0, ""}, end{"dep", 6, ""}),
-			define: task(nil, runs("main", "sleep 1.2; exit 0", after("dep", start)), runs("dep", waits(6), startTimeout(1))),
+			define: task(nil, runs("main", "sleep 2; exit 0", after("dep", start)), runs("dep", waits(6), startTimeout(1))),
 		},
 		{
 			name: "waiting of what is not essential",

@@ -43,7 +43,7 @@ func (l *lab) settings(t *testing.T) []string {
 	}
 	l.services.SetToken(services.Account, services.Token{Password: "ecr-token", Expires: time.Now().Add(12 * time.Hour)})
 	l.services.SetSecret(region, "registry", `{"username":"team","password":"secret-password"}`)
-	l.services.SetSecret(region, "wrong", `{"username":"team","password":"wrong-password"}`)
+	l.services.SetSecret(region, "wrong", `{"username":"team","password":"other-password"}`)
 	l.services.SetSecret(region, "odd", `{"username":"team"}`)
 	l.registry.SetBefore(guard)
 	return append(l.services.Environ(), "BERTH_REGISTRY_HOSTS_DIR="+hosts, "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
