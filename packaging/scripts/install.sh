@@ -14,7 +14,8 @@ Usage: install.sh --region REGION --endpoint URL --key-file FILE [flags]
 Of the cluster:
   --endpoint URL          the cluster's API; without it, that of AWS in the region
   --region REGION         the region, part of every signature
-  --cluster NAME          the ECS cluster to join (default: default)
+  --cluster NAME          the ECS cluster to join, which must exist (default: the cluster
+                          "default", which is made if it does not)
   --key-file FILE         the agent's key, in the form of an AWS shared credentials file
   --ca-file FILE          certificates, in PEM, that the cluster's is checked against
   --ca-fingerprint SHA256 what one certificate of --ca-file must have, in hex
@@ -39,7 +40,7 @@ say() { printf '%s\n' "$*"; }
 fail() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
 wrong() { printf 'install.sh: %s; see install.sh --help\n' "$*" >&2; exit 2; }
 
-endpoint='' region='' cluster=default key_file='' ca_file='' fingerprint=''
+endpoint='' region='' cluster='' key_file='' ca_file='' fingerprint=''
 packages=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 with_berth=no start=yes dry_run=no mode=install purge=no wait=120
 
@@ -176,7 +177,7 @@ find_packages() {
 check_settings() {
   [ -n "$region" ] || wrong "--region is missing"
   [[ $region =~ ^[a-z0-9-]+$ ]] || wrong "'$region' is no region"
-  [[ $cluster =~ ^[A-Za-z0-9_:/-]+$ ]] || wrong "'$cluster' is no name of a cluster"
+  [[ $cluster =~ ^[A-Za-z0-9_:/-]*$ ]] || wrong "'$cluster' is no name of a cluster"
   case "$endpoint" in
     '' | https://?* | http://?*) ;;
     *) wrong "--endpoint is an URL that begins with https:// or http://, not '$endpoint'" ;;
@@ -375,7 +376,7 @@ case "$mode" in
     host
     find_packages
     check_host
-    say "This host can be made an instance of cluster $cluster (${endpoint:-AWS, $region}) with ${files[*]##*/}."
+    say "This host can be made an instance of cluster ${cluster:-default} (${endpoint:-AWS, $region}) with ${files[*]##*/}."
     if [ "$dry_run" = yes ]; then
       say "Nothing was changed (--dry-run)."
       exit 0
