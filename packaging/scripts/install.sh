@@ -364,7 +364,7 @@ case "$mode" in
     fi
     if [ "$purge" = yes ]; then
       rm -f "$config" "$config.rpmsave" "$ca"
-      rm -rf --one-file-system /var/lib/berth /var/log/berth
+      rm -rf --one-file-system /run/berth /var/lib/berth /var/log/berth
       for dir in /etc/ecs /etc/berth; do
         [ ! -d "$dir" ] || rmdir --ignore-fail-on-non-empty "$dir"
       done
