@@ -100,6 +100,9 @@ func (e *execution) run(ctx context.Context, p *specs.Process, out *output) (che
 	limited, cancel := context.WithTimeout(ctx, e.limit)
 	defer cancel()
 	if err := e.create(limited, p, out.path); err != nil {
+		if late(ctx, limited) {
+			err = unavailable(err)
+		}
 		return check, err
 	}
 	defer func() {
@@ -110,6 +113,9 @@ func (e *execution) run(ctx context.Context, p *specs.Process, out *output) (che
 	}()
 	r, err := e.c.tasks.Start(limited, &tasks.StartRequest{ContainerID: e.h.ID, ExecID: healthExec})
 	if err != nil {
+		if late(ctx, limited) {
+			return check, unavailable(err) // the runtime was slow, which says nothing about the container
+		}
 		switch classOf(err) {
 		case task.Unavailable, task.NotFound, task.Canceled:
 			return check, err
@@ -124,12 +130,21 @@ func (e *execution) run(ctx context.Context, p *specs.Process, out *output) (che
 	case err == nil:
 		check.ExitCode = int(w.ExitStatus)
 		return check, nil
-	case ctx.Err() == nil && limited.Err() != nil:
+	case late(ctx, limited):
 		check.ExitCode, check.Output = checkFailure, fmt.Sprintf("Health check exceeded timeout (%v): ", e.limit)
 		return check, nil
 	default:
 		return check, err
 	}
+}
+
+// early is by how much the runtime may be ahead in seeing a deadline that both have.
+const early = 100 * time.Millisecond
+
+// late reports whether a call that failed had its time limit to thank for it.
+func late(ctx, limited context.Context) bool {
+	deadline, ok := limited.Deadline()
+	return ctx.Err() == nil && (limited.Err() != nil || ok && time.Until(deadline) < early)
 }
 
 // create makes the process, after that of an earlier agent has been taken away.
