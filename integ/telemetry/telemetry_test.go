@@ -138,6 +138,9 @@ func TestNumbersAgree(t *testing.T) {
 			if len(p) < 2 {
 				return fmt.Errorf("%d points of %s", len(p), names[arn])
 			}
+			if _, read := readers[arn].usedAt(p[1].At); !read {
+				return fmt.Errorf("%s was not read after its second point yet", names[arn])
+			}
 		}
 		return nil
 	})
