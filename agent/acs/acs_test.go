@@ -397,6 +397,7 @@ func TestSilenceEndsTheSession(t *testing.T) {
 }
 
 func TestHeartbeatsKeepTheSessionUntilItsAge(t *testing.T) {
+	var mu sync.Mutex // the next connection may be served while this one's close is still read
 	var reasons []string
 	starts, _ := inBubble(t, 61*time.Minute, nil, func(_ int, w http.ResponseWriter, r *http.Request) {
 		accept(t, func(ctx context.Context, c *websocket.Conn, _ *http.Request) {
@@ -413,7 +414,9 @@ func TestHeartbeatsKeepTheSessionUntilItsAge(t *testing.T) {
 				select {
 				case err := <-closed:
 					if e, ok := errors.AsType[websocket.CloseError](err); ok {
+						mu.Lock()
 						reasons = append(reasons, fmt.Sprint(int(e.Code), " ", e.Reason))
+						mu.Unlock()
 					}
 					return
 				case <-time.After(29 * time.Second): // never at the moment of the close
