@@ -43,7 +43,7 @@ func lifetimes() []scenario {
 		},
 		{
 			name: "optionals that fail", want: exited(end{"main", 0, ""}, end{"a", 1, ""}, end{"b", 2, ""}, end{"c", 3, ""}),
-			define: task(nil, runs("main", "sleep 1; exit 0"), runs("a", "exit 1", optional), runs("b", "exit 2", optional), runs("c", "exit 3", optional)),
+			define: task(nil, runs("main", "sleep 1; exit 0", after("a", start), after("b", start), after("c", start)), runs("a", "exit 1", optional), runs("b", "exit 2", optional), runs("c", "exit 3", optional)),
 		},
 		{
 			name: "deaf companion", want: exited(end{"main", 0, ""}, end{"deaf", 137, ""}),

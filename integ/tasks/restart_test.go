@@ -110,7 +110,7 @@ func restarts() []scenario {
 		},
 		{
 			name: "restart beside others", want: exited(end{"main", 3, ""}, end{"second", 4, ""}, end{"third", 5, ""}), ended: restarted(1),
-			define: task(nil, runs("main", once(1, 3), again()), runs("second", waits(4)), runs("third", waits(5), optional)),
+			define: task(nil, runs("main", once(1, 3), again(), after("second", start), after("third", start)), runs("second", waits(4)), runs("third", waits(5), optional)),
 		},
 		{
 			name: "restart of all three", want: stopped(end{"main", 1, ""}, end{"second", 2, ""}, end{"third", 3, ""}),

@@ -104,7 +104,7 @@ func volumeRows() []scenario {
 				return task(func(in *ecs.RegisterTaskDefinitionInput) {
 					in.EphemeralStorage = &types.EphemeralStorage{SizeInGiB: 21}
 					in.Volumes = []types.Volume{{Name: aws.String("scratch")}}
-				}, mounts(shell(fill("layer", "/x")+fill("volume", "/v/x")+"grep ^app: /etc/passwd"), "scratch:/v"),
+				}, with(mounts(shell("sleep 1; "+fill("layer", "/x")+fill("volume", "/v/x")+"grep ^app: /etc/passwd"), "scratch:/v"), after("neighbour", start)),
 					named("neighbour", shell("trap 'exit 0' TERM; while :; do echo x > /x || exit 1; sleep 0.05; done")))(l)
 			},
 		},
