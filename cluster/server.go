@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -401,6 +400,9 @@ func (s *Server) sweep(ctx context.Context) error {
 		if err := s.api.SweepDefinitions(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("deleted task definitions cannot be removed", "err", err)
 		}
+		if err := s.sweepTokens(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("join tokens that have ended cannot be removed", "err", err)
+		}
 	}
 }
 
@@ -461,7 +463,7 @@ func (s *Server) routes() http.Handler {
 	mux.Handle("/{$}", s.faulty(s.api))
 	mux.Handle("GET /ws", s.acs)
 	mux.Handle("GET /tcs/ws", s.tcs)
-	mux.HandleFunc("POST /berth/v1/instance-keys", s.serveInstanceKey)
+	s.joinRoutes(mux)
 	mux.HandleFunc("GET /berth/v1/usage", s.serveUsage)
 	mux.HandleFunc("GET /berth/v1/events", s.serveEvents)
 	mux.HandleFunc("GET /health", s.serveHealth)
@@ -501,29 +503,6 @@ func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
 		s.log.Warn("unhealthy", "err", err)
 	}
 	s.answer(w, status, map[string]string{"status": text})
-}
-
-// serveInstanceKey makes a key for a new container instance. Only the
-// operator may ask.
-func (s *Server) serveInstanceKey(w http.ResponseWriter, r *http.Request) {
-	body, err := io.ReadAll(http.MaxBytesReader(w, r.Body, maxKeyRequest))
-	if err != nil {
-		(&api.Error{Code: "SerializationException", Message: "The request body could not be read.", Status: http.StatusBadRequest}).Write(w)
-		return
-	}
-	r, by := api.WithSigner(r)
-	start := time.Now()
-	err = s.operatorOnly(r, body, "make keys for container instances")
-	var key Key
-	if err == nil {
-		key, err = s.keys.issue(r.Context(), s.store, store.KeyInstance)
-	}
-	s.called(by.Call(r, start, "CreateInstanceKey", err, &struct{ AccessKeyID string }{key.AccessKeyID}))
-	if err != nil {
-		s.refuse(w, "instance key not made", err)
-		return
-	}
-	s.answer(w, http.StatusOK, key)
 }
 
 // operatorOnly refuses a request that is not signed with the operator's key.

@@ -57,6 +57,8 @@ func openTLS(dir string, hosts []string, now time.Time) (*tls.Config, *authority
 	if err != nil {
 		return nil, nil, err
 	}
+	// The authority's certificate goes with it: a host that joins knows its fingerprint only.
+	cert.Certificate = append(cert.Certificate[:1:1], ca.cert.Raw)
 	return &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS12}, ca, nil
 }
 

@@ -208,6 +208,7 @@ type Berth struct {
 	LoggerPath       string
 	StartConcurrency int64 // 0 means a number fitting the CPUs
 	KeyFile          string
+	KeyRotation      time.Duration // 0 means never
 	CAFile           string
 	DebugSocket      string
 	Bridge           string // interface of bridge mode; empty means the plugin's default

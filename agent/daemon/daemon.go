@@ -143,6 +143,7 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.serveGrants(ctx) })
 	g.Go(func() error { return ignoreCancel(ctx, a.introspect(ctx)) })
 	g.Go(func() error { a.supervise(ctx); return nil })
+	g.Go(func() error { return a.keepKey(ctx) })
 
 	var up errgroup.Group
 	up.Go(func() error { return a.register(ctx) })

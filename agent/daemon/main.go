@@ -24,6 +24,8 @@ import (
 )
 
 const usage = `Usage: %[1]s [flags]            run the agent
+       %[1]s join TOKEN         make this host a member of a cluster of Berth's
+       %[1]s rotate-key [flags] have that cluster make a new key for this host
        %[1]s teardown [flags]   remove everything of the agent's from this host
        %[1]s state check FILE   look at a state database without opening it
 
@@ -40,6 +42,11 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 	if len(args) == 3 && args[0] == "state" && args[1] == "check" {
 		return state.CheckMain(args[2], stderr)
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	defer stop()
+	if len(args) > 0 && args[0] == "join" {
+		return joinMain(ctx, name, args[1:], os.Stdin, stdout, stderr)
+	}
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.SetOutput(stderr)
 	f.Usage = func() {
@@ -50,9 +57,9 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 	level := f.String("loglevel", "", "crit, error, warn, info or debug (instead of ECS_LOGLEVEL)")
 	attributes := f.Bool("ecs-attributes", false, "print the attributes that this host registers, and exit")
 	check := f.Bool("healthcheck", false, "ask the running agent whether it is ready; exit code 0 or 1")
-	teardown := len(args) > 0 && args[0] == "teardown"
-	if teardown {
-		args = args[1:]
+	verb := ""
+	if len(args) > 0 && (args[0] == "teardown" || args[0] == "rotate-key") {
+		verb, args = args[0], args[1:]
 	}
 	if err := f.Parse(args); err != nil {
 		if errors.Is(err, flag.ErrHelp) {
@@ -77,15 +84,15 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 		c.Logging.Level = *level
 	}
 	log := newLog(c, stderr)
-	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	defer stop()
 	switch {
 	case *attributes:
 		err = printAttributes(c, stdout)
 	case *check:
 		err = healthcheck(ctx, c)
-	case teardown:
+	case verb == "teardown":
 		err = Teardown(ctx, c, log)
+	case verb == "rotate-key":
+		err = rotateKey(ctx, c, log)
 	default:
 		self, selfErr := os.Executable()
 		if selfErr != nil {

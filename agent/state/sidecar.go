@@ -47,6 +47,16 @@ func readSidecar(path string) (*sidecar, error) {
 	return &s, nil
 }
 
+// Instance is the container instance that a state directory belongs to, without opening
+// it; empty where there is none yet.
+func Instance(dir string) (string, error) {
+	s, err := readSidecar(filepath.Join(dir, fileSidecar))
+	if err != nil || s == nil {
+		return "", err
+	}
+	return s.InstanceARN, nil
+}
+
 func writeSidecar(path string, s sidecar) error {
 	var err error
 	if s.CRC, err = s.checksum(); err != nil {

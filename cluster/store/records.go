@@ -48,6 +48,8 @@ var (
 	Addresses = newTable[Address](16, "addresses")
 	// Roles is keyed by the role's name.
 	Roles = newTable[Role](17, "roles")
+	// JoinTokens is keyed by token id.
+	JoinTokens = newTable[JoinToken](18, "jointokens")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
@@ -55,7 +57,7 @@ var (
 		ClientTokens.table, Settings.table, Meta.table, Nodes.table,
 		VPCs.table, Subnets.table, SecurityGroups.table, SecurityGroupRules.table,
 		Interfaces.table, Addresses.table,
-		Roles.table,
+		Roles.table, JoinTokens.table,
 	}
 )
 

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"log/slog"
 	"slices"
@@ -57,8 +58,10 @@ func (a *app) agentProgram() *cobra.Command {
 with the cluster and runs the tasks it is sent. Its settings are ECS_* and
 BERTH_* variables and files (docs/settings.md); its own flags are those that
 "berth agent -help" lists. Its end does not end any task. Exits with 5 when
-starting it again cannot help.`,
-		Example:            `  ECS_BACKEND_HOST=http://127.0.0.1:7700 ECS_EXTERNAL=true AWS_DEFAULT_REGION=us-east-1 berth agent`,
+starting it again cannot help. "berth agent join TOKEN" makes this host a member
+of the cluster that the token is of, with a key of its own and all settings.`,
+		Example: `  berth agent join berth1.eyJlIjoi…
+  ECS_BACKEND_HOST=http://127.0.0.1:7700 ECS_EXTERNAL=true AWS_DEFAULT_REGION=us-east-1 berth agent`,
 		DisableFlagParsing: true,
 		RunE: func(c *cobra.Command, args []string) error {
 			if slices.Contains(args, "--help") {
@@ -101,6 +104,11 @@ placement, and the store of all of it, an etcd of its own unless
 --etcd-endpoints names one. The operator's key is made at the first start, in
 operator.json of its directory.
 
+On addresses other than loopback it serves TLS with a certificate of its own
+authority, and prints, where its output is a terminal, a token with which one
+host can join within an hour: berth agent join TOKEN. "berth token create" makes
+more of them.
+
 Several of these programs may serve one etcd, each with a directory of its own
 into which root.key, and tls if there is one, was copied from the first.`,
 		Example: `  berth cluster
@@ -123,6 +131,9 @@ into which root.key, and tls if there is one, was copied from the first.`,
 			}
 			o.Log.Info("the cluster is ready", "url", s.URL())
 			notify(o.Log, daemon.SdNotifyReady+"\nSTATUS=serving "+s.URL())
+			if err := a.welcome(c.Context(), s); err != nil {
+				return errors.Join(err, s.Close())
+			}
 			<-c.Context().Done()
 			notify(o.Log, daemon.SdNotifyStopping)
 			return s.Close()

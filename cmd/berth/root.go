@@ -119,7 +119,7 @@ func (a *app) command() *cobra.Command {
 		id, title string
 		verbs     []*cobra.Command
 	}{
-		{"system", "The system on this host:", []*cobra.Command{a.up(), a.down(), a.status(), a.doctor(), a.env(), a.key()}},
+		{"system", "The system on this host:", []*cobra.Command{a.up(), a.down(), a.status(), a.doctor(), a.env(), a.key(), a.token()}},
 		{"tasks", "Tasks:", []*cobra.Command{a.runFile(), a.ps(), a.top(), a.logs(), a.stop(), a.events(), a.image()}},
 		{"programs", "The programs, one at a time:", []*cobra.Command{a.agentProgram(), a.clusterProgram(), a.containerdProgram()}},
 	}

@@ -67,6 +67,7 @@ var imports = []struct {
 	{"agent/tcs", []string{"wire/...", "agent/session"}},
 	{"agent/ecs", []string{"agent/task", "agent/config"}},
 	{"agent/telemetry", []string{"wire/...", "stats", "agent/task", "agent/engine", "agent/plan"}},
+	{"agent/join", []string{"wire/join"}},
 	{"agent/report", []string{"agent/task", "agent/state", "agent/fail"}},
 	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "eni/...", "cni-plugins/...", "volumes/..."}},
 	{"cluster/...", []string{"cluster/...", "wire/..."}},

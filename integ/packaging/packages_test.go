@@ -193,6 +193,9 @@ func TestInstallRefuses(t *testing.T) {
 		{"fingerprint alone", append(slices.Clone(to), "--key-file", key, "--ca-fingerprint", "00"), 2, "goes with --ca-file"},
 		{"fingerprint that is none", append(slices.Clone(to), "--key-file", key, "--ca-file", pem, "--ca-fingerprint", "00"), 2, "64 hex digits"},
 		{"other fingerprint", append(slices.Clone(to), "--key-file", key, "--ca-file", pem, "--ca-fingerprint", strings.Repeat("ab", 32)), 1, "has the fingerprint "},
+		{"token that is none", []string{"--join-token", "AKIDEXAMPLE"}, 2, "begins with berth1."},
+		{"token and region", append(slices.Clone(to), "--join-token", "berth1.eyJ9"), 2, "--region comes with the token"},
+		{"token in no file", []string{"--join-token", "@" + filepath.Join(dir, "none")}, 1, "cannot be read"},
 		{"no packages", append(slices.Clone(to), "--key-file", key, "--no-start", "--packages", dir), 1, ""},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -8,17 +8,21 @@ umask 022
 
 usage() {
   cat <<'TEXT'
-Usage: install.sh --region REGION --endpoint URL --key-file FILE [flags]
+Usage: install.sh --join-token TOKEN [flags]
+       install.sh --region REGION --endpoint URL --key-file FILE [flags]
        install.sh --verify | --uninstall [--purge]
 
 Of the cluster:
+  --join-token TOKEN      what "berth token create" printed: all that is needed of the
+                          cluster; "-" reads it from standard input, @FILE from a file
   --endpoint URL          the cluster's API; without it, that of AWS in the region
   --region REGION         the region, part of every signature
   --cluster NAME          the ECS cluster to join, which must exist (default: the cluster
                           "default", which is made if it does not)
   --key-file FILE         the agent's key, in the form of an AWS shared credentials file
   --ca-file FILE          certificates, in PEM, that the cluster's is checked against
-  --ca-fingerprint SHA256 what one certificate of --ca-file must have, in hex
+  --ca-fingerprint SHA256 what the certificate of --ca-file must have, or the token must
+                          name, in hex
 
 Of this host:
   --packages DIR          folder of the package files and SHA256SUMS (default: the script's)
@@ -40,13 +44,13 @@ say() { printf '%s\n' "$*"; }
 fail() { printf 'install.sh: %s\n' "$*" >&2; exit 1; }
 wrong() { printf 'install.sh: %s; see install.sh --help\n' "$*" >&2; exit 2; }
 
-endpoint='' region='' cluster='' key_file='' ca_file='' fingerprint=''
+endpoint='' region='' cluster='' key_file='' ca_file='' fingerprint='' token=''
 packages=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 with_berth=no start=yes dry_run=no mode=install purge=no wait=120
 
 while [ $# -gt 0 ]; do
   case "$1" in
-    --endpoint | --ecs-endpoint | --region | --cluster | --key-file | --ca-file | --ca-fingerprint | --packages | --wait)
+    --endpoint | --ecs-endpoint | --region | --cluster | --key-file | --ca-file | --ca-fingerprint | --join-token | --packages | --wait)
       [ $# -ge 2 ] || wrong "$1 needs a value"
       case "$2" in '' | --*) wrong "$1 needs a value, not '$2'" ;; esac
       case "$2" in *[[:cntrl:]]*) wrong "the value of $1 has a control character" ;; esac
@@ -57,6 +61,7 @@ while [ $# -gt 0 ]; do
         --key-file) key_file=$2 ;;
         --ca-file) ca_file=$2 ;;
         --ca-fingerprint) fingerprint=$2 ;;
+        --join-token) token=$2 ;;
         --packages) packages=$2 ;;
         --wait) wait=$2 ;;
       esac
@@ -174,7 +179,25 @@ find_packages() {
   done
 }
 
+# check_token reads the token, and leaves what it says to the agent to judge.
+check_token() {
+  local given
+  for given in "--region $region" "--cluster $cluster" "--key-file $key_file" "--ca-file $ca_file"; do
+    [ -z "${given#* }" ] || wrong "${given%% *} comes with the token; leave it out"
+  done
+  case "$token" in
+    -) token=$(head -c 4096) ;;
+    @*) token=$(head -c 4096 -- "${token#@}" 2>/dev/null) || fail "the file ${token#@} cannot be read" ;;
+  esac
+  token=$(printf %s "$token" | tr -d '[:space:]')
+  [[ $token =~ ^berth1\.[A-Za-z0-9_-]+$ ]] || wrong "--join-token takes what 'berth token create' printed; it begins with berth1."
+}
+
 check_settings() {
+  if [ -n "$token" ]; then
+    check_token
+    return
+  fi
   [ -n "$region" ] || wrong "--region is missing"
   [[ $region =~ ^[a-z0-9-]+$ ]] || wrong "'$region' is no region"
   [[ $cluster =~ ^[A-Za-z0-9_:/-]*$ ]] || wrong "'$cluster' is no name of a cluster"
@@ -308,6 +331,25 @@ configure() {
   fi
 }
 
+# join_cluster spends the token, unless this host is a member from an earlier run.
+join_cluster() {
+  if [ -f "$key" ] && [ -f /var/lib/berth/agent/state.id ]; then
+    say "This host is a member of a cluster already; the token is not used."
+    return
+  fi
+  make_dir 0755 /etc/berth
+  make_dir 0755 /var/lib/berth
+  make_dir 0700 /var/lib/berth/agent
+  keep "$ca"
+  keep "$key"
+  keep "$key.json"
+  local flags=()
+  if [ -n "$endpoint" ]; then flags+=(-endpoint "$endpoint"); fi
+  if [ -n "$fingerprint" ]; then flags+=(-ca-fingerprint "$fingerprint"); fi
+  # By standard input: everybody can see the arguments of programs.
+  printf '%s\n' "$token" | "$agent" join "${flags[@]}" - || fail "this host could not join"
+}
+
 start_agent() {
   local enabled
   enabled=$(systemctl is-enabled berth-agent.service 2>/dev/null || :)
@@ -376,7 +418,11 @@ case "$mode" in
     host
     find_packages
     check_host
-    say "This host can be made an instance of cluster ${cluster:-default} (${endpoint:-AWS, $region}) with ${files[*]##*/}."
+    if [ -n "$token" ]; then
+      say "This host can be made a member of the token's cluster with ${files[*]##*/}."
+    else
+      say "This host can be made an instance of cluster ${cluster:-default} (${endpoint:-AWS, $region}) with ${files[*]##*/}."
+    fi
     if [ "$dry_run" = yes ]; then
       say "Nothing was changed (--dry-run)."
       exit 0
@@ -387,7 +433,7 @@ case "$mode" in
     trap 'exit 143' TERM
     keep "$config"
     install_packages
-    configure
+    if [ -n "$token" ]; then join_cluster; else configure; fi
     if [ "$start" = yes ]; then
       start_agent
       await

@@ -33,7 +33,7 @@ func (c *Client) Environment(l layout.Layout) ([]Variable, error) {
 			return nil, err
 		}
 	}
-	return []Variable{
+	vars := []Variable{
 		{"AWS_ENDPOINT_URL", c.URL},
 		{"AWS_DATA_PATH", dir},
 		{"AWS_DEFAULT_REGION", c.Region},
@@ -42,7 +42,11 @@ func (c *Client) Environment(l layout.Layout) ([]Variable, error) {
 		{"AWS_SECRET_ACCESS_KEY", c.Key.Secret.Reveal()},
 		{"AWS_EC2_METADATA_DISABLED", "true"},
 		{"AWS_PAGER", ""},
-	}, nil
+	}
+	if c.CA != "" {
+		vars = append(vars, Variable{"AWS_CA_BUNDLE", c.CA})
+	}
+	return vars, nil
 }
 
 // endpointRules is an endpoint rule set (smithy.io, "Rules engine specification") with

@@ -6,6 +6,8 @@ import (
 	"bytes"
 	"context"
 	"crypto/sha256"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -13,6 +15,7 @@ import (
 	"io"
 	"io/fs"
 	"net/http"
+	"os"
 	"strings"
 	"syscall"
 	"time"
@@ -41,6 +44,7 @@ type keyFile struct {
 	Region          string `json:"region,omitempty"`
 	Endpoint        string `json:"endpoint,omitempty"`
 	Account         string `json:"account,omitempty"`
+	CA              string `json:"ca,omitempty"` // path of the certificate to trust
 }
 
 // Client calls a cluster's API.
@@ -50,6 +54,9 @@ type Client struct {
 	Region  string
 	Account string
 	Key     Key
+	CA      string // path of the certificate to trust; empty without TLS
+
+	http *http.Client
 }
 
 // ErrNoCluster says that no cluster was ever started with this layout.
@@ -72,15 +79,38 @@ func Open(l layout.Layout) (*Client, error) {
 	}
 	c := &Client{
 		URL: f.Endpoint, Region: f.Region, Account: f.Account,
-		Key: Key{AccessKeyID: f.AccessKeyID, Secret: task.NewSecret(f.SecretAccessKey)},
+		Key: Key{AccessKeyID: f.AccessKeyID, Secret: task.NewSecret(f.SecretAccessKey)}, CA: f.CA,
+	}
+	var err error
+	if c.http, err = trusting(f.CA); err != nil {
+		return nil, err
 	}
 	c.Client = ecs.New(ecs.Options{
 		BaseEndpoint: aws.String(c.URL),
 		Region:       c.Region,
+		HTTPClient:   c.http,
 		Credentials:  credentials.NewStaticCredentialsProvider(f.AccessKeyID, f.SecretAccessKey, ""),
 		Retryer:      retry.NewStandard(func(o *retry.StandardOptions) { o.MaxAttempts = 2; o.MaxBackoff = time.Second }),
 	})
 	return c, nil
+}
+
+// trusting is a client that trusts the authority whose certificate is in a file, or those
+// of the system.
+func trusting(ca string) (*http.Client, error) {
+	transport := &http.Transport{Proxy: http.ProxyFromEnvironment, ForceAttemptHTTP2: true, IdleConnTimeout: 90 * time.Second}
+	if ca == "" {
+		return &http.Client{Transport: transport}, nil
+	}
+	pem, err := os.ReadFile(ca)
+	if err != nil {
+		return nil, fmt.Errorf("the certificate of the cluster's authority: %w", err)
+	}
+	transport.TLSClientConfig = &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: x509.NewCertPool()}
+	if !transport.TLSClientConfig.RootCAs.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("%s holds no certificate in PEM form", ca)
+	}
+	return &http.Client{Transport: transport}, nil
 }
 
 // Region is the region that the cluster of a layout was made with, or "" when there is
@@ -121,7 +151,7 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte, lim
 	if err := signer.SignHTTP(ctx, creds, req, hex.EncodeToString(sum[:]), "ecs", c.Region, time.Now()); err != nil {
 		return nil, err
 	}
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := c.http.Do(req)
 	if err != nil {
 		return nil, c.Explain(err)
 	}
