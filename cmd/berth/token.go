@@ -69,7 +69,7 @@ func (a *app) tokenList() *cobra.Command {
 		Long: `Lists the tokens with which hosts can join or have joined. Tokens that have
 ended are forgotten after a day.`,
 		Example: `  berth token list`,
-		Args: args(0, 0, ""),
+		Args:    args(0, 0, ""),
 		RunE: func(c *cobra.Command, _ []string) error {
 			api, err := operator.Open(a.system.Layout)
 			if err != nil {
@@ -108,7 +108,7 @@ func (a *app) tokenRevoke() *cobra.Command {
 		Long: `Revokes a token, by the id that "berth token list" shows: nobody joins with it
 any more. Hosts that have joined stay members.`,
 		Example: `  berth token revoke JzA9m0Vb3n2XlQ`,
-		Args: args(1, 1, "ID"),
+		Args:    args(1, 1, "ID"),
 		RunE: func(c *cobra.Command, arg []string) error {
 			api, err := operator.Open(a.system.Layout)
 			if err != nil {
