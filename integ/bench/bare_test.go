@@ -73,7 +73,7 @@ func (x *bare) learn(id string) {
 }
 
 func (x *bare) spec(way int, id string) containerd.NewContainerOpts {
-	cgroup := oci.WithCgroup(filepath.Join("/berth-bench", id))
+	cgroup := oci.WithCgroup(filepath.Join(groupBare, id))
 	if way == same {
 		copied := *x.same
 		linux := *x.same.Linux
@@ -88,7 +88,7 @@ func (x *bare) spec(way int, id string) containerd.NewContainerOpts {
 func (x *bare) start(way int) (time.Duration, error) {
 	x.mu.Lock()
 	x.n++
-	id := fmt.Sprintf("bare-%d", x.n)
+	id := fmt.Sprintf("%s-%d", filepath.Base(x.dir), x.n) // the OCI runtime knows it by this name on the whole host
 	x.mu.Unlock()
 	begin := time.Now()
 	c, err := x.cd.NewContainer(x.ctx, id, containerd.WithImage(x.image), containerd.WithNewSnapshot(id, x.image), x.spec(way, id))

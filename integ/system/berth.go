@@ -18,6 +18,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"golang.org/x/sys/unix"
 
 	"berth.dev/berth/agent/daemon"
 	"berth.dev/berth/agent/runtime"
@@ -34,6 +35,7 @@ type Options struct {
 	Containerd string            // Containerd1 or Containerd2; "" means Containerd2
 	Programs   string            // folder with the programs; "" builds them
 	Tags       []string          // build tags of the programs
+	InMemory   bool              // what a host has in /run is in memory, as it is there
 	Slow       int               // how many times longer the start may take than on a machine; 0 means 1
 	AgentEnv   []string          // more settings of the agent, NAME=value
 	API        func(*api.Config) // changes to the cluster's API; may be nil
@@ -66,6 +68,9 @@ func Start(t testing.TB, o Options) *System {
 	if s.Bin == "" {
 		s.Bin = Programs(t, o.Containerd, o.Tags...)
 	}
+	if o.InMemory {
+		s.inMemory("run", "cd-state")
+	}
 	s.Containerd = StartContainerd(t, o.Containerd, s.Dir, s.Bin)
 	s.Cluster = acstest.NewLab(t, o.API, o.ACS)
 	s.ECS = s.Cluster.Operator
@@ -77,6 +82,26 @@ func Start(t testing.TB, o Options) *System {
 	s.WaitConnected(10 * time.Second * time.Duration(max(1, o.Slow)))
 	s.idle = s.mustWorld(t)
 	return s
+}
+
+// inMemory makes directories of the system that are in memory.
+func (s *System) inMemory(names ...string) {
+	s.t.Helper()
+	for _, name := range names {
+		dir := filepath.Join(s.Dir, name)
+		err := os.Mkdir(dir, 0o711)
+		if err == nil {
+			err = unix.Mount("tmpfs", dir, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV, "mode=0711")
+		}
+		if err != nil {
+			s.t.Fatalf("directory in memory %s: %v", dir, err)
+		}
+		s.t.Cleanup(func() {
+			if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+				s.t.Errorf("directory in memory %s: %v", dir, err)
+			}
+		})
+	}
 }
 
 // StartCluster starts the cluster again after StopCluster, on its data and its address.
