@@ -12,6 +12,7 @@
 //	  tasks/<task>/<volume>       directory of a volume that lives as long as its task
 //	  named/<name>/volume.json    a named volume: driver, options, labels
 //	  named/<name>/data           its directory
+//	  formatting/<volume>         a block volume that was empty and gets its file system
 //
 // No state is kept in memory and none in a file that a crash could leave half written:
 // what is mounted is asked of the kernel, who uses a shared mount is the list of files

@@ -65,10 +65,22 @@ func attach(tree *os.File, target string, a access) error {
 
 // mountFS mounts a new file system of a kind at target, with options as mount(8) has
 // them: NAME=VALUE, or NAME alone.
-func mountFS(kind, source, target string, options []string, a access) (err error) {
+func mountFS(kind, source, target string, options []string, a access) error {
+	tree, err := newFS(kind, source, options, a)
+	if err != nil {
+		return err
+	}
+	if err := mountPoint(target, true); err != nil {
+		return errors.Join(err, tree.Close())
+	}
+	return attach(tree, target, a)
+}
+
+// newFS makes a mount of a file system that nobody sees yet.
+func newFS(kind, source string, options []string, a access) (_ *os.File, err error) {
 	fsfd, err := unix.Fsopen(kind, unix.FSOPEN_CLOEXEC)
 	if err != nil {
-		return fmt.Errorf("file system %s: %w", kind, err)
+		return nil, fmt.Errorf("file system %s: %w", kind, err)
 	}
 	ctx := os.NewFile(uintptr(fsfd), kind)
 	defer func() { err = errors.Join(err, ctx.Close()) }()
@@ -83,20 +95,17 @@ func mountFS(kind, source, target string, options []string, a access) (err error
 			err = unix.FsconfigSetFlag(fsfd, name)
 		}
 		if err != nil {
-			return failf(ErrInvalid, "option %s of file system %s: %w", o, kind, err)
+			return nil, failf(ErrInvalid, "option %s of file system %s: %w", o, kind, err)
 		}
 	}
 	if err := unix.FsconfigCreate(fsfd); err != nil {
-		return fmt.Errorf("making a %s: %w", kind, err)
+		return nil, fmt.Errorf("making a %s: %w", kind, err)
 	}
 	fd, err := unix.Fsmount(fsfd, unix.FSMOUNT_CLOEXEC, int(a.attr()))
 	if err != nil {
-		return fmt.Errorf("mounting a %s: %w", kind, err)
+		return nil, fmt.Errorf("mounting a %s: %w", kind, err)
 	}
-	if err := mountPoint(target, true); err != nil {
-		return errors.Join(err, unix.Close(fd))
-	}
-	return attach(os.NewFile(uintptr(fd), target), target, a)
+	return os.NewFile(uintptr(fd), kind), nil
 }
 
 // mountPoint makes the directory or file that something is mounted on.

@@ -26,7 +26,8 @@ type Volume struct {
 	Options       map[string]string
 	Labels        map[string]string
 
-	FileSystem *FileSystem // for the driver "efs"
+	FileSystem *FileSystem  // for the driver "efs"
+	Block      *BlockDevice // for the driver "block"
 }
 
 // Scope says how long a volume lives.

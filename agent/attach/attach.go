@@ -1,6 +1,7 @@
-// Package attach keeps track of network interfaces that the cluster announces before the
-// tasks that use them: it waits until each is on the host and tells the cluster
-// (agent protocol, "Server -> agent messages", "ENI watcher").
+// Package attach keeps track of network interfaces and block volumes that the cluster
+// announces before the tasks that use them: it waits until each is on the host and tells
+// the cluster (agent protocol, "Server -> agent messages", "ENI watcher", "Volumes and
+// EBS").
 //
 // An announcement is durable before it is answered, with the time at which it expires.
 // What was announced is waited for again after a restart of the agent. That an interface
@@ -37,13 +38,26 @@ type Devices interface {
 	Abandon(ctx context.Context, i *task.Interface) error
 }
 
+// Volumes makes block volumes ready.
+type Volumes interface {
+	// Stage returns when the volume is mounted for its task. It ends with ctx, and may be
+	// called again.
+	Stage(ctx context.Context, taskID string, v *task.Volume) error
+	// Unstage takes away what Stage left for a task that never came.
+	Unstage(ctx context.Context, taskID string, v *task.Volume) error
+}
+
 // Config is what a Keeper is made of.
 type Config struct {
 	Store   Store
 	Devices Devices
+	Volumes Volumes // nil: this host takes no block volumes
 	// Known returns the desired status of a task that the agent has, or had lately.
 	Known func(taskARN string) (task.Status, bool)
-	// Submit tells the cluster of an interface of the instance, which belongs to no task.
+	// Held reports whether the agent has a task: its volumes are taken away with it.
+	Held func(taskARN string) bool
+	// Submit tells the cluster of a volume, or of an interface of the instance, which
+	// belongs to no task.
 	Submit func(ctx context.Context, attachmentARN string, s task.AttachmentStatus) error
 	Log    *slog.Logger
 }
@@ -123,10 +137,14 @@ func (k *Keeper) Accept(ctx context.Context, list []task.Attachment) error {
 	commit := task.Commit{Attachments: map[string]*task.Attachment{}}
 	for i := range list {
 		a := list[i]
+		if a.Volume != nil && k.c.Volumes == nil {
+			k.mu.Unlock()
+			return errors.New("this agent takes no block volumes")
+		}
 		if e := k.known[a.ARN]; e != nil {
-			if e.record.Interface.MAC != a.Interface.MAC || e.record.TaskARN != a.TaskARN {
+			if name(&e.record) != name(&a) || e.record.TaskARN != a.TaskARN {
 				k.mu.Unlock()
-				return fmt.Errorf("attachment %s was announced before with another interface or task", a.ARN)
+				return fmt.Errorf("attachment %s was announced before with another device or task", a.ARN)
 			}
 			a.Status = e.record.Status
 			if e.record.Expires.After(a.Expires) {
@@ -176,13 +194,16 @@ func (k *Keeper) start(e *entry) {
 		if err == nil {
 			e.record.Status = task.AttachmentAttached
 		} else if ctx.Err() == nil {
-			k.c.Log.Warn("a network interface did not come", "attachment", a.ARN, "interface", a.Interface.ID, "err", err)
+			k.c.Log.Warn("what was announced did not come", "attachment", a.ARN, "device", name(&a), "err", err)
 		}
 	})
 }
 
-// attach waits for one interface and has the cluster told.
+// attach waits for one interface or volume and has the cluster told.
 func (k *Keeper) attach(ctx context.Context, a task.Attachment) error {
+	if a.Volume != nil {
+		return k.stage(ctx, a)
+	}
 	start := time.Now()
 	ctx, cancel := context.WithDeadline(ctx, a.Expires)
 	defer cancel()
@@ -218,11 +239,11 @@ func (k *Keeper) retry(ctx context.Context, a task.Attachment, what string, fn f
 		if err == nil {
 			return nil
 		}
-		err = fmt.Errorf("%s interface %s: %w", what, a.Interface.ID, err)
+		err = fmt.Errorf("%s %s: %w", what, name(&a), err)
 		if ctx.Err() != nil || task.ClassOf(err) == task.Invalid {
 			return err
 		}
-		k.c.Log.Warn("trying again to attach a network interface", "attachment", a.ARN, "attempt", attempt, "err", err)
+		k.c.Log.Warn("trying again to attach what was announced", "attachment", a.ARN, "attempt", attempt, "err", err)
 		select {
 		case <-time.After(delay):
 			delay = min(2*delay, retryMax)
@@ -243,6 +264,9 @@ func (k *Keeper) sweep(ctx context.Context) {
 			continue // of the instance
 		}
 		desired, known := k.c.Known(e.record.TaskARN)
+		if e.record.Volume != nil && k.c.Held(e.record.TaskARN) {
+			continue // a process may still use it
+		}
 		switch {
 		case !(known && desired == task.StatusStopped || !known && now.After(e.record.Expires)):
 		case e.waiting:
@@ -254,13 +278,13 @@ func (k *Keeper) sweep(ctx context.Context) {
 	k.mu.Unlock()
 	for _, a := range gone {
 		if err := k.forget(ctx, a); err != nil && ctx.Err() == nil {
-			k.c.Log.Warn("a network interface that nobody needs cannot be taken away yet", "attachment", a.ARN, "err", err)
+			k.c.Log.Warn("what was announced and nobody needs cannot be taken away yet", "attachment", a.ARN, "err", err)
 		}
 	}
 }
 
 func (k *Keeper) forget(ctx context.Context, a task.Attachment) error {
-	if err := k.c.Devices.Abandon(ctx, &a.Interface); err != nil {
+	if err := k.abandon(ctx, a); err != nil {
 		return err
 	}
 	if err := k.c.Store.Commit(ctx, task.Commit{Attachments: map[string]*task.Attachment{a.ARN: nil}}); err != nil {
@@ -279,7 +303,9 @@ func (k *Keeper) Interfaces() []task.Interface {
 	defer k.mu.Unlock()
 	out := make([]task.Interface, 0, len(k.known))
 	for _, e := range k.known {
-		out = append(out, e.record.Interface)
+		if e.record.Volume == nil {
+			out = append(out, e.record.Interface)
+		}
 	}
 	return out
 }

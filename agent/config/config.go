@@ -214,6 +214,7 @@ type Berth struct {
 	Bridge           string // interface of bridge mode; empty means the plugin's default
 	BridgeSubnet     netip.Prefix
 	ENIPool          string // none, bridge, bridge:UPLINK or macvlan:UPLINK
+	VolumePool       string // none, loop or loop:DIRECTORY
 	Cgroup           string // name of the parent cgroup of all tasks; empty means the protocol's
 	Snapshotter      string
 	OCIRuntime       string

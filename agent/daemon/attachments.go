@@ -9,12 +9,17 @@ import (
 	"berth.dev/berth/agent/task"
 )
 
-// startAttachments waits for the network interfaces that the cluster has announced and
-// will announce. It goes before the sweep, to which devices that wait for their task
+// startAttachments waits for the network interfaces and volumes that the cluster has
+// announced and will announce. It goes before the sweep, to which devices that wait for their task
 // would look like nobody's.
 func (a *agent) startAttachments(ctx context.Context, g *errgroup.Group) error {
+	var blocks attach.Volumes
+	if a.c.Features.EBS {
+		blocks = a.host.volumes
+	}
 	k, err := attach.New(ctx, attach.Config{
-		Store: a.db, Devices: a.host.network, Known: a.wanted, Submit: a.ecs.SubmitAttachmentState, Log: a.log,
+		Store: a.db, Devices: a.host.network, Volumes: blocks, Known: a.wanted, Submit: a.ecs.SubmitAttachmentState, Log: a.log,
+		Held: func(arn string) bool { _, ok := a.engine.Known(arn); return ok },
 	})
 	if err != nil {
 		return err

@@ -29,6 +29,7 @@ import (
 	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
 	"berth.dev/berth/eni"
 	"berth.dev/berth/volumes"
+	"berth.dev/berth/volumes/block"
 )
 
 // socket names of containerd that are tried when none is configured: the host's own.
@@ -234,7 +235,12 @@ func openVolumes(c *config.Config, containerd string, storage *volume.Storage, l
 	if err != nil {
 		return nil, err
 	}
+	pool, err := volumePool(c)
+	if err != nil {
+		return nil, err
+	}
 	return volume.New(volume.Config{
+		Pool: pool,
 		Dirs: volumes.Dirs{Run: filepath.Join(c.Berth.RunDir, "volumes"), State: c.Berth.VolumeDir},
 		Allowed: volumes.Allowed{
 			Own: []string{
@@ -246,6 +252,20 @@ func openVolumes(c *config.Config, containerd string, storage *volume.Storage, l
 		Region: c.Cluster.Region, EFSTargets: c.Berth.EFSTargets, EFSCA: c.Berth.EFSCAFile,
 		Storage: storage, Strict: c.Features.SharedStrict, Drivers: c.Berth.VolumeDrivers, Remote: &volumes.Remote{Program: program}, Log: log,
 	}), nil
+}
+
+// volumePool keeps the block volumes that the cluster hands out; nil keeps none.
+func volumePool(c *config.Config) (*block.Pool, error) {
+	kind, dir, given := strings.Cut(c.Berth.VolumePool, ":")
+	switch {
+	case c.Berth.VolumePool == "none":
+		return nil, nil
+	case kind == "loop" && !given:
+		return &block.Pool{Dir: filepath.Join(c.Berth.VolumeDir, "pool")}, nil
+	case kind == "loop" && filepath.IsAbs(dir):
+		return &block.Pool{Dir: filepath.Clean(dir)}, nil
+	}
+	return nil, fmt.Errorf("BERTH_VOLUME_POOL is %q: it must be loop, loop:DIRECTORY with an absolute path, or none", c.Berth.VolumePool)
 }
 
 // loggerPath finds the program that writes the containers' output.

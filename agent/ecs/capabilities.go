@@ -37,6 +37,8 @@ func capabilities() []capability {
 	roleHost := func(c *config.Config) bool { return c.Roles.TaskRoleHost }
 	trunk := func(c *config.Config) bool { return c.Network.TaskENI && c.Network.Trunking }
 	pool := func(c *config.Config) bool { return c.Berth.ENIPool != "none" }
+	volumePool := func(c *config.Config) bool { return c.Features.EBS && c.Berth.VolumePool != "none" }
+	blocks := func(c *config.Config) bool { return c.Features.EBS && !c.Cluster.External || volumePool(c) }
 	eni := func(c *config.Config) bool { return c.Network.TaskENI && !c.Cluster.External || pool(c) }
 	return []capability{
 		{name: capA + "private-registry-authentication.secretsmanager", supported: true},
@@ -81,7 +83,9 @@ func capabilities() []capability {
 		{name: capA + "gmsa", when: func(c *config.Config) bool { return c.Roles.GMSA }},
 		{name: capA + "execute-command"},
 		{name: capA + "service-connect-v1", notExternal: true},
-		{name: capA + "storage.ebs-task-volume-attach", notExternal: true},
+		{name: capA + "storage.ebs-task-volume-attach", supported: true, when: blocks},
+		{name: capA + "storage.ebsta-non-root-user", supported: true, when: blocks},
+		{name: "berth.capability.volume-pool", supported: true, when: volumePool},
 		{name: capA + "external", supported: true, when: func(c *config.Config) bool { return c.Cluster.External }},
 		{name: capA + "fault-injection", supported: true, notExternal: true},
 		{name: capA + "ipv6-only"},

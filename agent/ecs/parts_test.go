@@ -67,6 +67,7 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.logging-driver.awsfirelens.log-driver-buffer-limit", "ecs.capability.firelens.non-root-user",
 		"ecs.capability.efs", "ecs.capability.efsAuth",
 		"ecs.capability.firelens.options.config.file", "ecs.capability.firelens.options.config.s3",
+		"ecs.capability.storage.ebs-task-volume-attach", "ecs.capability.storage.ebsta-non-root-user", "berth.capability.volume-pool",
 		"ecs.capability.external",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)
@@ -91,6 +92,9 @@ func TestAttributesFollowSettings(t *testing.T) {
 		{"ECS_DETAILED_OS_FAMILY=mine_1", "ecs.os-type-detailed=mine_1", true},
 		{"ECS_ENABLE_TASK_IAM_ROLE=false", "com.amazonaws.ecs.capability.task-iam-role", false},
 		{"ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true", "com.amazonaws.ecs.capability.task-iam-role-network-host", true},
+		{"BERTH_VOLUME_POOL=none", "berth.capability.volume-pool", false},
+		{"BERTH_VOLUME_POOL=none", "ecs.capability.storage.ebs-task-volume-attach", false},
+		{"ECS_EBSTA_SUPPORTED=false", "ecs.capability.storage.ebs-task-volume-attach", false},
 		{"ECS_DISABLE_DOCKER_HEALTH_CHECK=true", "ecs.capability.container-health-check", false},
 	} {
 		if got := slices.Contains(names(Attributes(settings(t, c.env), host, true)), c.attribute); got != c.want {

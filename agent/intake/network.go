@@ -15,7 +15,7 @@ import (
 	"berth.dev/berth/wire/acs"
 )
 
-// Attachments keeps track of interfaces that the cluster has announced.
+// Attachments keeps track of interfaces and block volumes that the cluster has announced.
 type Attachments interface {
 	// Accept returns when the attachments are durable.
 	Accept(ctx context.Context, list []task.Attachment) error
@@ -37,8 +37,8 @@ const (
 	maxWaitTimeout = 24 * time.Hour
 )
 
-// Attach takes over the announcement of interfaces. It answers once the announcement is
-// durable; that the interfaces are there is reported to the ECS API.
+// Attach takes over the announcement of interfaces or a volume. It answers once the announcement is
+// durable; that they are there is reported to the ECS API.
 func (in *Intake) Attach(ctx context.Context, m acs.AttachMessage, r acs.Responder) error {
 	switch m := m.(type) {
 	case *acs.AttachTaskNetworkInterfacesMessage:
@@ -51,6 +51,8 @@ func (in *Intake) Attach(ctx context.Context, m acs.AttachMessage, r acs.Respond
 			MessageID: m.MessageID, ClusterARN: m.ClusterARN, ContainerInstanceARN: m.ContainerInstanceARN,
 			WaitTimeoutMs: m.WaitTimeoutMs, ElasticNetworkInterfaces: m.ElasticNetworkInterfaces,
 		}, r)
+	case *acs.ConfirmAttachmentMessage:
+		return in.confirm(ctx, m, r)
 	default:
 		return fmt.Errorf("%s: such attachments are not supported by this agent", m.TypeName())
 	}

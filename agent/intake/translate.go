@@ -86,10 +86,16 @@ func Translate(w *acs.Task, clusterARN string) (*task.Task, error) {
 	if err := unsupported(w); err != nil {
 		return nil, err
 	}
+	blocks, err := attached(w)
+	if err != nil {
+		return nil, err
+	}
 	for i := range w.Volumes {
-		v, err := translateVolume(&w.Volumes[i])
-		if err != nil {
-			return nil, err
+		v, block := blocks[w.Volumes[i].Name]
+		if w.Volumes[i].Type != "" || !block {
+			if v, err = translateVolume(&w.Volumes[i]); err != nil {
+				return nil, err
+			}
 		}
 		if slices.ContainsFunc(t.Volumes, func(o task.Volume) bool { return o.Name == v.Name }) {
 			return nil, unloadablef("two volumes are named %q", v.Name)
@@ -137,9 +143,6 @@ func unsupported(w *acs.Task) error {
 		if kind := w.Associations[i].Type; kind != "gpu" {
 			return refuse("associations of type " + strconv.Quote(kind) + " are")
 		}
-	}
-	if len(w.Attachments) > 0 {
-		return refuse("attachments are")
 	}
 	for i := range w.Containers {
 		c := &w.Containers[i]

@@ -108,6 +108,9 @@ func volumeBases(t *task.Task) []base {
 				b.after = []task.ResourceID{Storage}
 			}
 		}
+		if v.Type == task.VolumeBlock {
+			b.limit = deviceTimeout
+		}
 		if v.Type == task.VolumeEFS && t.NetworkMode == task.NetworkAWSVPC {
 			b.after = []task.ResourceID{sharedNetwork} // the mount belongs to it
 		}

@@ -73,12 +73,14 @@ func (i *Interface) First(v6 bool) netip.Addr {
 	return netip.Addr{}
 }
 
-// Attachment is an interface that the cluster has announced.
+// Attachment is an interface that the cluster has announced, or, where Volume is set, a
+// block volume.
 type Attachment struct {
 	ARN        string           `json:"arn"`
 	TaskARN    string           `json:"taskArn,omitempty"` // empty for one of the instance
 	ClusterARN string           `json:"clusterArn,omitempty"`
-	Interface  Interface        `json:"interface"`
+	Interface  Interface        `json:"interface,omitzero"`
+	Volume     *Volume          `json:"volume,omitempty"`
 	Status     AttachmentStatus `json:"status"`
 	Expires    time.Time        `json:"expires"` // it must be there and told of before
 }

@@ -158,6 +158,7 @@ type Volume struct {
 	HostPath string        `json:"hostPath,omitempty"` // none: an empty directory of the task's own
 	Docker   *DockerVolume `json:"docker,omitempty"`
 	EFS      *EFSVolume    `json:"efs,omitempty"`
+	Block    *BlockVolume  `json:"block,omitempty"`
 }
 
 // Types of volumes (agent protocol, "Volume").
@@ -165,7 +166,22 @@ const (
 	VolumeHost   = "host"
 	VolumeDocker = "docker"
 	VolumeEFS    = "efs"
+	// VolumeBlock is a block volume, which comes as an attachment of the task.
+	VolumeBlock = "block"
 )
+
+// BlockVolume is a block volume that is attached for one task (agent protocol, "Volumes
+// and EBS").
+type BlockVolume struct {
+	ID         string `json:"id"`                   // vol-…
+	Size       int64  `json:"size,omitempty"`       // bytes
+	FileSystem string `json:"fileSystem,omitempty"` // empty means the default
+	Path       string `json:"path"`                 // sourceVolumeHostPath: the name that its group is made of
+	// Pooled is set for a volume that the agent makes from a pool of its host. Delete has
+	// it removed with its task.
+	Pooled bool `json:"pooled,omitempty"`
+	Delete bool `json:"delete,omitempty"`
+}
 
 // EFSVolume is a network file system (ECS API model, EFSVolumeConfiguration).
 type EFSVolume struct {

@@ -15,6 +15,7 @@ import (
 	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/volumes"
+	"berth.dev/berth/volumes/block"
 )
 
 // Config says where volumes are and who makes them.
@@ -26,6 +27,8 @@ type Config struct {
 	Storage *Storage        // of tasks with a limit; nil: there is none
 	Remote  *volumes.Remote // nil: this host mounts no network file systems
 	Region  string
+	Pool    *block.Pool // of block volumes; nil: this host has none
+	Finder  block.Finder
 	// EFSTargets and EFSCA are as in volumes.EFSConfig.
 	EFSTargets map[string]string
 	EFSCA      string
@@ -38,6 +41,7 @@ type Volumes struct {
 	host  *volumes.Host
 	local *volumes.Local
 	efs   *volumes.EFS
+	block *volumes.Block
 	log   *slog.Logger
 
 	mu       sync.Mutex
@@ -59,6 +63,7 @@ func New(c Config) *Volumes {
 		c: c, log: c.Log, host: &volumes.Host{Dirs: c.Dirs, Allowed: c.Allowed},
 		local:    volumes.NewLocal(volumes.LocalConfig{Dirs: c.Dirs, Allowed: c.Allowed, Strict: c.Strict, Remote: c.Remote}),
 		efs:      volumes.NewEFS(volumes.EFSConfig{Dirs: c.Dirs, Remote: c.Remote, Region: c.Region, Targets: c.EFSTargets, CAFile: c.EFSCA}),
+		block:    volumes.NewBlock(volumes.BlockConfig{Dirs: c.Dirs, Finder: c.Finder, Pool: c.Pool}),
 		external: make(map[string]*volumes.External),
 	}
 }
@@ -105,6 +110,11 @@ func (s *Volumes) driver(t *task.Task, name string) (volumes.Driver, *volumes.Vo
 		}
 		v.FileSystem = &volumes.FileSystem{ID: f.FileSystemID, Root: f.Root, Encrypted: f.Encrypted, Port: f.Port, AccessPoint: f.AccessPoint, IAM: f.IAM}
 		return s.efs, v, nil
+	case task.VolumeBlock:
+		if tv.Block == nil {
+			break
+		}
+		return s.block, blockVolume(t.ID(), tv), nil
 	}
 	return nil, nil, task.Failf(task.Invalid, task.ResourceInitialization, "volume %s: no driver for volumes of type %s", name, tv.Type)
 }
@@ -212,15 +222,27 @@ func (s *Volumes) Owned(context.Context) ([]task.Owned, error) {
 		return nil, err
 	}
 	ids, err := s.c.Dirs.Tasks()
+	pooled, poolErr := s.block.Tasks()
+	if err = errors.Join(err, poolErr); err != nil {
+		return nil, err
+	}
+	ids = append(ids, pooled...)
+	slices.Sort(ids)
+	ids = slices.Compact(ids)
 	out := make([]task.Owned, 0, len(ids))
 	for _, id := range ids {
 		out = append(out, task.Owned{Resource: task.ResourceID{Kind: task.KindVolume, Name: "all"}, TaskID: id})
 	}
-	return out, err
+	return out, nil
 }
 
 // Sweep removes all that a task has of volumes.
-func (s *Volumes) Sweep(_ context.Context, o task.Owned) error { return s.c.Dirs.Sweep(o.TaskID) }
+func (s *Volumes) Sweep(_ context.Context, o task.Owned) error {
+	if err := s.c.Dirs.Sweep(o.TaskID); err != nil {
+		return err
+	}
+	return s.block.Sweep(o.TaskID)
+}
 
 // Teardown unmounts everything. The data of named volumes stays.
 func (s *Volumes) Teardown() error { return s.c.Dirs.Teardown() }

@@ -23,6 +23,7 @@ type pair struct {
 	def  *types.TaskDefinition
 	order
 	interfaces []acs.ElasticNetworkInterface
+	volumes    []acs.Attachment
 }
 
 // flush sends what the agent is owed and has not been sent.
@@ -94,7 +95,7 @@ func (ss *session) collect() []pair {
 			if !ok || !ss.queue.sends(o) {
 				continue
 			}
-			pairs = append(pairs, pair{t, definition(r, aws.ToString(t.Task.TaskDefinitionArn)), o, interfacesOf(r, t)})
+			pairs = append(pairs, pair{t, definition(r, aws.ToString(t.Task.TaskDefinitionArn)), o, interfacesOf(r, t), volumesOf(r, t)})
 		}
 	})
 	return pairs
@@ -134,7 +135,7 @@ func (ss *session) render(ctx context.Context, p pair) (*acs.Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	t.ElasticNetworkInterfaces = p.interfaces
+	t.ElasticNetworkInterfaces, t.Attachments = p.interfaces, p.volumes
 	if ss.server.Credentials == nil || p.desired != running {
 		return t, nil
 	}

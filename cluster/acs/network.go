@@ -36,21 +36,42 @@ func attachmentARN(t *store.Task, id string) string {
 	return prefix + ":attachment/" + id
 }
 
-// sendAttach tells the agent to attach the interfaces of a task. What it answers is what
+// sendAttach tells the agent to attach the interfaces and volumes of a task. What it answers is what
 // counts, in SubmitTaskStateChange; the message is repeated until it is acknowledged.
 func (ss *session) sendAttach(ctx context.Context, p pair) error {
 	now := time.Now()
-	m := &acs.AttachTaskNetworkInterfacesMessage{
-		MessageID: newMessageID(), ClusterARN: ss.clusterARN, ContainerInstanceARN: ss.instance,
-		TaskARN: aws.ToString(p.task.Task.TaskArn), TaskClusterARN: ss.clusterARN,
-		GeneratedAt: now.UnixMilli(), WaitTimeoutMs: attachWait.Milliseconds(), ElasticNetworkInterfaces: p.interfaces,
+	wait := attachWait.Milliseconds()
+	task := aws.ToString(p.task.Task.TaskArn)
+	type message struct {
+		id string
+		m  acs.Message
 	}
-	frame, err := acs.Encode(m)
-	if err != nil {
-		return err
+	var messages []message
+	if len(p.interfaces) > 0 {
+		id := newMessageID()
+		messages = append(messages, message{id, &acs.AttachTaskNetworkInterfacesMessage{
+			MessageID: id, ClusterARN: ss.clusterARN, ContainerInstanceARN: ss.instance, TaskARN: task, TaskClusterARN: ss.clusterARN,
+			GeneratedAt: now.UnixMilli(), WaitTimeoutMs: wait, ElasticNetworkInterfaces: p.interfaces,
+		}})
 	}
-	ss.queue.sent(&flight{messageID: m.MessageID, frame: frame, message: m, orders: []order{p.order}}, now)
-	return ss.writeFrame(ctx, m, frame)
+	for i := range p.volumes {
+		id := newMessageID()
+		messages = append(messages, message{id, &acs.ConfirmAttachmentMessage{
+			MessageID: id, ClusterARN: ss.clusterARN, ContainerInstanceARN: ss.instance, TaskARN: task, TaskClusterARN: ss.clusterARN,
+			GeneratedAt: now.UnixMilli(), WaitTimeoutMs: &wait, Attachment: &p.volumes[i],
+		}})
+	}
+	for _, m := range messages {
+		frame, err := acs.Encode(m.m)
+		if err != nil {
+			return err
+		}
+		ss.queue.sent(&flight{messageID: m.id, frame: frame, message: m.m, orders: []order{p.order}}, now)
+		if err := ss.writeFrame(ctx, m.m, frame); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // sendPolicy tells the agent what the security groups of its interfaces let pass, if that

@@ -151,7 +151,7 @@ func (a *API) replay(r store.Reader, l *launch, seen *store.ClientToken) ([]type
 }
 
 // newTask makes the record of a placed task. It is PENDING at once, unless its agent has
-// to attach an interface first.
+// to attach an interface or a volume first.
 func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task, error) {
 	id, err := childRef("task", l.cluster, p.Task)
 	if err != nil {
@@ -201,7 +201,11 @@ func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task,
 		t.Task.Containers = append(t.Task.Containers, a.newContainer(l, id, p.Task, &l.resolved.ContainerDefinitions[i]))
 	}
 	gpusOf(l.resolved, p.GPUs, func(i int, ids []string) { t.Task.Containers[i].GpuIds = ids })
-	return t, a.provision(tx, l, t)
+	if err := a.provision(tx, l, t); err != nil {
+		return nil, err
+	}
+	a.provisionVolume(tx, l, t)
+	return t, nil
 }
 
 func (a *API) newContainer(l *launch, id, task string, c *types.ContainerDefinition) types.Container {

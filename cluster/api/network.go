@@ -35,7 +35,7 @@ const (
 // attachTimeout is how long an agent may take to attach the interface of a task.
 const attachTimeout = 5 * time.Minute
 
-// reasonAttachTimeout is what ECS says of a task whose interface did not come.
+// reasonAttachTimeout is what ECS says of a task whose interface, or volume, did not come.
 const reasonAttachTimeout = "Timeout waiting for network interface provisioning to complete."
 
 // networkOf checks the network configuration of RunTask or StartTask.
@@ -98,7 +98,7 @@ func (a *API) provision(tx *store.Tx, l *launch, t *store.Task) error {
 		return err
 	}
 	t.Task.LastStatus = aws.String(statusProvisioning)
-	t.Task.Attachments = []types.Attachment{attachmentOf(i)}
+	t.Task.Attachments = append(t.Task.Attachments, attachmentOf(i))
 	for n := range t.Task.Containers {
 		ni := types.NetworkInterface{AttachmentId: &i.AttachmentID, PrivateIpv4Address: &i.IPv4}
 		if i.IPv6 != "" {
@@ -123,7 +123,7 @@ func attachmentOf(i *store.Interface) types.Attachment {
 	return at
 }
 
-// attached moves a task on whose interfaces are all there.
+// attached moves a task on whose interfaces and volumes are all there.
 func attached(t *types.Task) {
 	if str(t.LastStatus) != statusProvisioning {
 		return

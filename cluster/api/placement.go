@@ -191,6 +191,7 @@ func withoutPorts(list, drop []int32) []int32 {
 func release(tx *store.Tx, t *store.Task) {
 	if len(t.Task.Attachments) > 0 {
 		vpc.Release(tx, t.ID)
+		releaseVolumes(tx, t)
 		detach(&t.Task)
 	}
 	if t.InstanceID == "" {

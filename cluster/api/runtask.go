@@ -43,6 +43,7 @@ type launch struct {
 	constraints []sched.Constraint
 	strategies  []sched.Strategy
 	network     *types.AwsVpcConfiguration // nil unless the network mode is awsvpc
+	volume      *store.Volume              // configured at launch; what its tasks have in common
 
 	group      string
 	startedBy  *string
@@ -195,9 +196,6 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 	if n := utf8.RuneCountInString(str(in.startedBy)); n > in.startedByMax {
 		return nil, invalidParameter("startedBy must have at most %d characters, %d given.", in.startedByMax, n)
 	}
-	if len(in.volumes) > 0 {
-		return nil, unsupportedFeature("volumeConfigurations: this cluster attaches no volumes at launch.")
-	}
 	if in.propagate == types.PropagateTagsService {
 		return nil, invalidParameter("propagateTags SERVICE is only for tasks of a service.")
 	}
@@ -217,6 +215,9 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 	l.def = &definition.Definition
 	a.Store.View(func(r store.Reader) { l.network, err = a.networkOf(r, l.def, in.network) })
 	if err != nil {
+		return nil, err
+	}
+	if l.volume, err = volumeOf(l.def, in.volumes); err != nil {
 		return nil, err
 	}
 	if err := l.override(in.overrides); err != nil {
@@ -274,6 +275,9 @@ func (l *launch) override(ov *types.TaskOverride) error {
 	}
 	if l.network != nil {
 		l.attributes = append(l.attributes, poolAttribute())
+	}
+	if l.volume != nil {
+		l.attributes = append(l.attributes, volumePoolAttribute())
 	}
 	l.attributes = append(l.attributes, sched.PlatformAttributes(l.def.RuntimePlatform)...)
 	return nil

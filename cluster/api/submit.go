@@ -126,6 +126,9 @@ func (a *API) SubmitAttachmentStateChanges(ctx context.Context, in *ecs.SubmitAt
 		return nil, err
 	}
 	caller := CallerOf(ctx)
+	if err := a.submitVolumes(ctx, cluster, caller, in); err != nil {
+		return nil, err
+	}
 	err = a.Store.Update(ctx, func(tx *store.Tx) error {
 		if err := requireCluster(store.Peek(tx), cluster); err != nil {
 			return err
@@ -157,6 +160,24 @@ func (a *API) SubmitAttachmentStateChanges(ctx context.Context, in *ecs.SubmitAt
 		return nil, err
 	}
 	return &ecs.SubmitAttachmentStateChangesOutput{Acknowledgment: aws.String("")}, nil
+}
+
+// submitVolumes takes notice of volumes that an instance has attached for tasks.
+func (a *API) submitVolumes(ctx context.Context, cluster string, caller Caller, in *ecs.SubmitAttachmentStateChangesInput) error {
+	if caller.Kind != Instance {
+		return nil
+	}
+	instance, err := childRef("container-instance", cluster, caller.InstanceARN)
+	if err != nil {
+		return err
+	}
+	for id, changes := range a.volumeChanges(cluster, instance, in) {
+		err := a.submitTaskAttachments(ctx, &ecs.SubmitTaskStateChangeInput{Cluster: in.Cluster, Task: aws.String(id), Attachments: changes})
+		if err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // FailTask ends a task that never reached its agent, with the reason.

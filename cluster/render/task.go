@@ -143,6 +143,9 @@ func volume(v *types.Volume) acs.Volume {
 				CredentialsParameter: aws.ToString(a.CredentialsParameter), Domain: aws.ToString(a.Domain),
 			}
 		}
+	case aws.ToBool(v.ConfiguredAtLaunch):
+		// It has no type: it is the volume of the attachment that has its name (agent
+		// protocol, "Attachment").
 	default:
 		out.Type = "host"
 		out.Host = &acs.HostVolume{}

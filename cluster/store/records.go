@@ -50,6 +50,8 @@ var (
 	Roles = newTable[Role](17, "roles")
 	// JoinTokens is keyed by token id.
 	JoinTokens = newTable[JoinToken](18, "jointokens")
+	// Volumes is keyed by volume id.
+	Volumes = newTable[Volume](19, "volumes")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
@@ -57,7 +59,7 @@ var (
 		ClientTokens.table, Settings.table, Meta.table, Nodes.table,
 		VPCs.table, Subnets.table, SecurityGroups.table, SecurityGroupRules.table,
 		Interfaces.table, Addresses.table,
-		Roles.table, JoinTokens.table,
+		Roles.table, JoinTokens.table, Volumes.table,
 	}
 )
 
@@ -80,6 +82,8 @@ var (
 	InterfacesByInstance = newIndex(Interfaces, func(_ string, i *Interface) []string { return []string{i.InstanceID} })
 	// InterfacesByGroup finds the members of a security group.
 	InterfacesByGroup = newIndex(Interfaces, func(_ string, i *Interface) []string { return i.Groups })
+	// VolumesByTask finds the volumes that were made for a task, by task id.
+	VolumesByTask = newIndex(Volumes, func(_ string, v *Volume) []string { return []string{v.TaskID} })
 	// KeysByInstance finds the access keys bound to a container instance
 	// ARN.
 	KeysByInstance = newIndex(Keys, func(_ string, k *AccessKey) []string {

@@ -7,10 +7,11 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	loopdev "berth.dev/berth/volumes/loop"
 )
 
 // loop gives a directory a file system of its own in a file, NAME.img beside it, which
@@ -36,7 +37,7 @@ func (l *loop) create(ctx context.Context, dir string, size uint64) error {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
 		return err
 	}
-	device, err := attach(img)
+	device, err := loopdev.Attach(img)
 	if err != nil {
 		return fmt.Errorf("loop device for %s: %w", img, err)
 	}
@@ -65,55 +66,6 @@ func makeFS(ctx context.Context, img string, size uint64) error {
 		return fmt.Errorf("mke2fs (package e2fsprogs): %w: %s", err, strings.TrimSpace(out.String()))
 	}
 	return os.Rename(fresh, img)
-}
-
-// attach makes a loop device of a file.
-func attach(file string) (*os.File, error) {
-	back, err := os.OpenFile(file, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer back.Close()
-	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer control.Close()
-	const tries = 32 // another may take the device that was free
-	for range tries {
-		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, err
-		}
-		device, err := openLoop(n)
-		if err != nil {
-			return nil, err
-		}
-		c := unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}}
-		copy(c.Info.File_name[:len(c.Info.File_name)-1], filepath.Base(file))
-		err = unix.IoctlLoopConfigure(int(device.Fd()), &c)
-		if err == nil {
-			return device, nil
-		}
-		if err = errors.Join(err, device.Close()); !errors.Is(err, unix.EBUSY) {
-			return nil, err
-		}
-	}
-	return nil, unix.EBUSY
-}
-
-// openLoop opens a loop device, whose node may be missing where no udev makes it.
-func openLoop(n int) (*os.File, error) {
-	name := fmt.Sprintf("/dev/loop%d", n)
-	f, err := os.OpenFile(name, os.O_RDWR, 0)
-	if !errors.Is(err, os.ErrNotExist) {
-		return f, err
-	}
-	const major = 7
-	if err := unix.Mknod(name, unix.S_IFBLK|0o660, int(unix.Mkdev(major, uint32(n)))); err != nil && !errors.Is(err, unix.EEXIST) {
-		return nil, err
-	}
-	return os.OpenFile(name, os.O_RDWR, 0)
 }
 
 // there reports whether a file system is mounted at dir.

@@ -351,6 +351,14 @@ type Attachment struct {
 	AttachmentProperties []AttachmentProperty `json:"attachmentProperties,omitempty"`
 }
 
+// Properties of block volumes that are Berth's own.
+const (
+	// PropertyPool says that the agent makes the volume itself, from a pool of its host.
+	PropertyPool = "berthPool"
+	// PropertyDelete is "true" where the agent removes such a volume with its task.
+	PropertyDelete = "berthDeleteOnTermination"
+)
+
 // AttachmentProperty is one property of an Attachment.
 type AttachmentProperty struct {
 	Name  string `json:"name,omitempty"`

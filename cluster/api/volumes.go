@@ -1,0 +1,199 @@
+package api
+
+import (
+	"regexp"
+	"slices"
+	"strings"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"berth.dev/berth/cluster/sched"
+	"berth.dev/berth/cluster/store"
+	"berth.dev/berth/cluster/vpc"
+)
+
+// attributeVolumePool is registered by agents that make block volumes themselves. This
+// cluster plugs no devices in, so tasks with a volume configured at launch need one.
+const attributeVolumePool = "berth.capability.volume-pool"
+
+// volumeAttachment is how a block volume is called in the answers of the API.
+const volumeAttachment = "AmazonElasticBlockStorage"
+
+// attachmentDetached is of a volume that outlives its task.
+const attachmentDetached = "DETACHED"
+
+// States of a volume (EC2 API).
+const (
+	volumeInUse     = "in-use"
+	volumeAvailable = "available"
+)
+
+func volumePoolAttribute() sched.Attribute { return sched.Attribute{Name: attributeVolumePool} }
+
+// volumeTypes are the smallest and largest sizes in GiB (EC2 API, CreateVolume).
+var volumeTypes = map[string][2]int32{
+	"gp2": {1, 16384}, "gp3": {1, 65536}, "io1": {4, 16384}, "io2": {4, 65536}, "sc1": {125, 16384}, "st1": {125, 16384}, "standard": {1, 1024},
+}
+
+const defaultVolumeType = "gp3"
+
+var roleARN = regexp.MustCompile(`^arn:[^:\s]+:iam::[0-9]*:role/\S+$`)
+
+// volumeOf checks the volume configurations of RunTask or StartTask; nil means that the
+// definition has no volume that is configured at launch.
+func volumeOf(def *types.TaskDefinition, given []types.TaskVolumeConfiguration) (*store.Volume, error) {
+	at := slices.IndexFunc(def.Volumes, func(v types.Volume) bool { return aws.ToBool(v.ConfiguredAtLaunch) })
+	switch {
+	case at < 0 && len(given) == 0:
+		return nil, nil
+	case at < 0:
+		return nil, invalidParameter("volumeConfigurations: the task definition has no volume that is configuredAtLaunch.")
+	case len(given) == 0:
+		return nil, invalidParameter("The volume '%s' of the task definition is configuredAtLaunch: a volume configuration must be provided.", str(def.Volumes[at].Name))
+	case len(given) > 1:
+		return nil, invalidParameter("volumeConfigurations can have at most 1 item.")
+	case str(given[0].Name) != str(def.Volumes[at].Name):
+		return nil, invalidParameter("volumeConfigurations: no volume of the task definition that is configuredAtLaunch is named '%s'.", clip(str(given[0].Name)))
+	case given[0].ManagedEBSVolume == nil:
+		return nil, invalidParameter("volumeConfigurations: managedEBSVolume of volume '%s' is missing.", str(given[0].Name))
+	}
+	m := given[0].ManagedEBSVolume
+	v := &store.Volume{
+		Name: str(given[0].Name), RoleARN: str(m.RoleArn), SizeGiB: aws.ToInt32(m.SizeInGiB), Type: orElse(str(m.VolumeType), defaultVolumeType),
+		FileSystem: orElse(string(m.FilesystemType), string(types.TaskFilesystemTypeXfs)), IOPS: aws.ToInt32(m.Iops), Throughput: aws.ToInt32(m.Throughput),
+		Delete: m.TerminationPolicy == nil || aws.ToBool(m.TerminationPolicy.DeleteOnTermination), State: volumeInUse,
+	}
+	if err := checkVolumeConfiguration(m, v); err != nil {
+		return nil, err
+	}
+	for _, s := range m.TagSpecifications {
+		if err := validateTags(s.Tags); err != nil {
+			return nil, err
+		}
+		for _, t := range s.Tags {
+			if v.Tags == nil {
+				v.Tags = make(map[string]string)
+			}
+			v.Tags[str(t.Key)] = str(t.Value)
+		}
+	}
+	return v, nil
+}
+
+func checkVolumeConfiguration(m *types.TaskManagedEBSVolumeConfiguration, v *store.Volume) error {
+	bad := func(format string, args ...any) error {
+		return invalidParameter("volumeConfigurations: volume '"+v.Name+"': "+format, args...)
+	}
+	sizes, known := volumeTypes[v.Type]
+	switch {
+	case !roleARN.MatchString(v.RoleARN):
+		return bad("roleArn must be the ARN of a role.")
+	case !known:
+		return bad("volumeType '%s' is none of gp2, gp3, io1, io2, sc1, st1 and standard.", clip(v.Type))
+	case str(m.SnapshotId) != "":
+		return unsupportedFeature("volumeConfigurations: snapshotId: the pools of this cluster's instances have no snapshots; leave it out and give sizeInGiB.")
+	case m.SizeInGiB == nil:
+		return bad("either sizeInGiB or snapshotId must be given.")
+	case v.SizeGiB < sizes[0] || v.SizeGiB > sizes[1]:
+		return bad("sizeInGiB of type %s must be between %d and %d, %d given.", v.Type, sizes[0], sizes[1], v.SizeGiB)
+	case aws.ToBool(m.Encrypted) || str(m.KmsKeyId) != "":
+		return unsupportedFeature("volumeConfigurations: encrypted: the pools of this cluster's instances are not encrypted; leave it out, and encrypt the disk below BERTH_VOLUME_DIR.")
+	case (v.Type == "io1" || v.Type == "io2") && v.IOPS <= 0:
+		return bad("iops must be given for type %s.", v.Type)
+	case m.Throughput != nil && v.Type != "gp3":
+		return bad("throughput is for type gp3 only.")
+	case v.FileSystem == string(types.TaskFilesystemTypeNtfs):
+		return bad("filesystemType ntfs is for Windows only.")
+	case !slices.Contains([]string{"xfs", "ext3", "ext4"}, v.FileSystem):
+		return bad("filesystemType must be ext3, ext4 or xfs.")
+	}
+	for _, s := range m.TagSpecifications {
+		if s.ResourceType != types.EBSResourceTypeVolume {
+			return bad("tagSpecifications: resourceType must be volume.")
+		}
+	}
+	return nil
+}
+
+// provisionVolume gives a task a volume of its own and puts it into the task's record.
+// The agent makes it when it is told.
+func (a *API) provisionVolume(tx *store.Tx, l *launch, t *store.Task) {
+	if l.volume == nil {
+		return
+	}
+	v := *l.volume
+	v.ID, v.AttachmentID, v.CreatedAt = vpc.NewID("vol"), uuid(), l.now
+	v.ClusterName, v.TaskID, v.InstanceID, v.Zone = t.ClusterName, t.ID, t.InstanceID, str(t.Task.AvailabilityZone)
+	store.Put(tx, store.Volumes, v.ID, &v)
+	t.Task.LastStatus = aws.String(statusProvisioning)
+	t.Task.Attachments = append(t.Task.Attachments, volumeAttachmentOf(&v))
+}
+
+// volumeAttachmentOf is a volume as clients read it in DescribeTasks (ECS API model,
+// Attachment: details).
+func volumeAttachmentOf(v *store.Volume) types.Attachment {
+	deleted := "false"
+	if v.Delete {
+		deleted = "true"
+	}
+	at := types.Attachment{Id: aws.String(v.AttachmentID), Type: aws.String(volumeAttachment), Status: aws.String(attachmentAttaching)}
+	for _, d := range [][2]string{{"roleArn", v.RoleARN}, {"volumeName", v.Name}, {"volumeId", v.ID}, {"deleteOnTermination", deleted}} {
+		at.Details = append(at.Details, types.KeyValuePair{Name: aws.String(d[0]), Value: aws.String(d[1])})
+	}
+	return at
+}
+
+// releaseVolumes ends the use of a task's volumes. One that is to be kept is, if the task
+// ever had it.
+func releaseVolumes(tx *store.Tx, t *store.Task) {
+	var volumes []*store.Volume
+	store.Lookup(tx, store.VolumesByTask, t.ID, func(_ string, v *store.Volume) bool {
+		volumes = append(volumes, v)
+		return true
+	})
+	for _, v := range volumes {
+		at := slices.IndexFunc(t.Task.Attachments, func(a types.Attachment) bool { return str(a.Id) == v.AttachmentID })
+		if v.Delete || at < 0 || str(t.Task.Attachments[at].Status) != attachmentAttached {
+			store.Delete(tx, store.Volumes, v.ID)
+			if at >= 0 {
+				t.Task.Attachments[at].Status = aws.String(attachmentDeleted)
+			}
+			continue
+		}
+		kept := *v
+		kept.State = volumeAvailable
+		store.Put(tx, store.Volumes, v.ID, &kept)
+		t.Task.Attachments[at].Status = aws.String(attachmentDetached)
+	}
+}
+
+// taskOfAttachment finds the task on an instance whose volume an attachment is of.
+func taskOfAttachment(r store.Reader, cluster, instanceID, attachmentARN string) (task string) {
+	id := attachmentARN[strings.LastIndexByte(attachmentARN, '/')+1:]
+	store.Lookup(r, store.TasksByInstance, instanceID, func(_ string, t *store.Task) bool {
+		if t.ClusterName != cluster || str(t.Task.LastStatus) == statusStopped {
+			return true
+		}
+		if slices.ContainsFunc(t.Task.Attachments, func(a types.Attachment) bool { return str(a.Id) == id && str(a.Type) == volumeAttachment }) {
+			task = t.ID
+		}
+		return task == ""
+	})
+	return task
+}
+
+// volumeChanges sorts the attachments that an instance tells of by the task whose volumes
+// they are.
+func (a *API) volumeChanges(cluster string, instanceID string, in *ecs.SubmitAttachmentStateChangesInput) map[string][]types.AttachmentStateChange {
+	out := make(map[string][]types.AttachmentStateChange)
+	a.Store.View(func(r store.Reader) {
+		for _, c := range in.Attachments {
+			if id := taskOfAttachment(r, cluster, instanceID, str(c.AttachmentArn)); id != "" {
+				out[id] = append(out[id], c)
+			}
+		}
+	})
+	return out
+}
