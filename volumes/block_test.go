@@ -151,10 +151,15 @@ func TestBlockVolumeWithContentIsNotTouched(t *testing.T) {
 		make func(device string)
 		want string // of the error; empty means that it is mounted
 	}{
-		"empty":                  {func(string) {}, ""},
-		"same file system":       {func(d string) { run("mke2fs", "-q", "-F", "-t", "ext4", d) }, ""},
-		"other file system":      {func(d string) { run("mke2fs", "-q", "-F", "-t", "ext2", d) }, "the volume holds ext2, not ext4: it is not touched"},
-		"partitions":             {func(d string) { fill(d, 446+4, "\x83"); fill(d, 454, "\x08"); fill(d, 458, "\x10"); fill(d, 510, "\x55\xaa") }, "it is not touched"},
+		"empty":             {func(string) {}, ""},
+		"same file system":  {func(d string) { run("mke2fs", "-q", "-F", "-t", "ext4", d) }, ""},
+		"other file system": {func(d string) { run("mke2fs", "-q", "-F", "-t", "ext2", d) }, "the volume holds ext2, not ext4: it is not touched"},
+		"partitions": {func(d string) {
+			fill(d, 446+4, "\x83")
+			fill(d, 454, "\x08")
+			fill(d, 458, "\x10")
+			fill(d, 510, "\x55\xaa")
+		}, "it is not touched"},
 		"data at the start":      {func(d string) { fill(d, 1<<20, "somebody's") }, "the volume is not empty"},
 		"data at the end":        {func(d string) { fill(d, 16<<20-512, "somebody's") }, "the volume is not empty"},
 		"encrypted by some tool": {func(d string) { fill(d, 0, "LUKS\xba\xbe\x00\x01") }, "it is not touched"},

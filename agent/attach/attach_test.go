@@ -24,7 +24,8 @@ type world struct {
 	prepared  []string
 	abandoned []string
 	desired   map[string]task.Status
-	failures  int // of Prepare
+	failures  int      // of Prepare
+	ended     []string // tasks that were reported as stopped
 }
 
 func newWorld() *world {
@@ -43,6 +44,9 @@ func (w *world) Commit(_ context.Context, c task.Commit) error {
 	}
 	for _, b := range c.Batches {
 		for _, ch := range b.Changes {
+			if len(ch.Attachments) == 0 {
+				w.ended = append(w.ended, ch.Status.String()+" "+ch.Reason)
+			}
 			for _, a := range ch.Attachments {
 				w.reported = append(w.reported, a.ARN+" "+a.Status.String())
 			}

@@ -66,7 +66,7 @@ func (s *System) differs(before world.Snapshot) error {
 	}
 	directories := world.Residue{
 		Set:    world.Files,
-		Match:  regexp.MustCompile(`^d\S+ ` + regexp.QuoteMeta(s.Dir) + `/(run|run/network(/files)?|run/rootfs|run/volumes|run/volumes/tasks|run/volumes/shared|volumes/(tasks|storage)|run/runc|run/runc/berth|log|log/tasks)$`),
+		Match:  regexp.MustCompile(`^d\S+ ` + regexp.QuoteMeta(s.Dir) + `/(run|run/network(/files)?|run/rootfs|run/volumes|run/volumes/tasks|run/volumes/shared|volumes/(tasks|storage|pool)|run/runc|run/runc/berth|log|log/tasks)$`),
 		Reason: "directories that all tasks share, made with the first one and empty now",
 	}
 	audit := world.Residue{

@@ -56,6 +56,8 @@ type scenario struct {
 	name string
 	// define makes the task definition; its family is filled in.
 	define func(l *lab) *ecs.RegisterTaskDefinitionInput
+	// volume configures the volume of the definition that is configured at launch.
+	volume *types.TaskVolumeConfiguration
 	// running is called when the task is RUNNING, and the task is stopped afterwards. With
 	// nil the task has to end by itself.
 	running func(t *testing.T, l *lab, tk types.Task)
@@ -124,7 +126,7 @@ func (l *lab) play(t *testing.T, sc scenario) {
 	def := sc.define(l)
 	def.Family = aws.String(strings.ReplaceAll(sc.name, " ", "-"))
 	d := l.On(t)
-	arn := d.Run(d.Register(def), 1)[0]
+	arn := l.launch(t, d.Register(def), sc.volume)
 	t.Cleanup(func() {
 		if t.Failed() { // it must not be left to run into the others' end
 			d.Stop(arn)
@@ -154,6 +156,19 @@ func (l *lab) play(t *testing.T, sc scenario) {
 	if sc.ended != nil {
 		sc.ended(t, l, tk)
 	}
+}
+
+// launch runs one task.
+func (l *lab) launch(t *testing.T, def string, volume *types.TaskVolumeConfiguration) string {
+	t.Helper()
+	if volume == nil {
+		return l.On(t).Run(def, 1)[0]
+	}
+	out, err := l.ECS.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &def, VolumeConfigurations: []types.TaskVolumeConfiguration{*volume}})
+	if err != nil || len(out.Tasks) != 1 {
+		t.Fatalf("run %s: %v, %v", def, out, err)
+	}
+	return *out.Tasks[0].TaskArn
 }
 
 // inOrder checks the times of a stopped task: those that must be there are, and none is

@@ -6,10 +6,14 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"berth.dev/berth/integ/system"
+	"berth.dev/berth/volumes/block"
 )
 
 // mounts adds mount points to a container, each VOLUME:PATH or VOLUME:PATH:ro.
@@ -41,6 +45,49 @@ func volumes(of func(l *lab) []types.Volume, cs ...types.ContainerDefinition) fu
 	return func(l *lab) *ecs.RegisterTaskDefinitionInput {
 		return task(func(in *ecs.RegisterTaskDefinitionInput) { in.Volumes = of(l) }, cs...)(l)
 	}
+}
+
+// blockVolume configures a volume of 1 GiB.
+func blockVolume(name string, kind types.TaskFilesystemType, gone bool) *types.TaskVolumeConfiguration {
+	return &types.TaskVolumeConfiguration{Name: &name, ManagedEBSVolume: &types.TaskManagedEBSVolumeConfiguration{
+		RoleArn: aws.String("arn:aws:iam::000000000000:role/ecsInfrastructureRole"), SizeInGiB: aws.Int32(1), FilesystemType: kind,
+		TerminationPolicy: &types.TaskManagedEBSVolumeTerminationPolicy{DeleteOnTermination: &gone},
+	}}
+}
+
+// atLaunch is a task whose container runs as a user that is not root and has a volume at
+// /v that is configured at launch.
+func atLaunch(name, script string) func(*lab) *ecs.RegisterTaskDefinitionInput {
+	return volumes(func(*lab) []types.Volume { return []types.Volume{{Name: &name, ConfiguredAtLaunch: aws.Bool(true)}} },
+		with(mounts(shell(script), name+":/v"), func(c *types.ContainerDefinition) { c.User = aws.String("1000:1000") }))
+}
+
+// attachmentOf checks the block volume of a task and returns its details.
+func attachmentOf(t *testing.T, tk types.Task, status, deleted string) map[string]string {
+	t.Helper()
+	details := map[string]string{}
+	if len(tk.Attachments) != 1 || aws.ToString(tk.Attachments[0].Type) != "AmazonElasticBlockStorage" || aws.ToString(tk.Attachments[0].Status) != status {
+		t.Errorf("attachments %+v, want a block volume that is %s", tk.Attachments, status)
+		return details
+	}
+	for _, d := range tk.Attachments[0].Details {
+		details[*d.Name] = *d.Value
+	}
+	if details["volumeName"] != "data" || details["deleteOnTermination"] != deleted || details["roleArn"] == "" || !strings.HasPrefix(details["volumeId"], "vol-") {
+		t.Errorf("details %v", details)
+	}
+	return details
+}
+
+// goneFromPool waits until a volume is no more.
+func (l *lab) goneFromPool(t *testing.T, id string) {
+	t.Helper()
+	system.Until(t, 20*time.Second, "the volume is deleted", func() error {
+		if _, err := os.Stat(filepath.Join(l.Dir, "volumes", "pool", id+".img")); !os.IsNotExist(err) {
+			return fmt.Errorf("it is there (%v)", err)
+		}
+		return nil
+	})
 }
 
 // volumeRows are about what tasks keep files in.
@@ -92,6 +139,28 @@ func volumeRows() []scenario {
 					Volumes: []types.Volume{dockerVolume("kept", types.ScopeShared, false, nil)},
 				}), 1)[0]
 				l.prints(t, again.Wait("STOPPED", 30e9, arn)[0], []string{"kept"})
+			},
+		},
+		{
+			name: "block volume", want: ok, output: []string{"xfs rw,nosuid,nodev", "kept by the group"}, volume: blockVolume("data", "", true),
+			define: atLaunch("data", `exec 2>&1; awk '$2 == "/v" {print $3, $4}' /proc/mounts | cut -d , -f 1-3; echo kept by the group > /v/a; cat /v/a`),
+			ended: func(t *testing.T, l *lab, tk types.Task) {
+				details := attachmentOf(t, tk, "DELETED", "true")
+				l.goneFromPool(t, details["volumeId"])
+			},
+		},
+		{
+			name: "block volume that outlives its task", want: ok, output: []string{"ext4"}, volume: blockVolume("data", "ext4", false),
+			define: atLaunch("data", `grep ' /v ' /proc/mounts | cut -d ' ' -f 3; echo kept > /v/a`),
+			ended: func(t *testing.T, l *lab, tk types.Task) {
+				id := attachmentOf(t, tk, "DETACHED", "false")["volumeId"]
+				pool := block.Pool{Dir: filepath.Join(l.Dir, "volumes", "pool")}
+				if all, err := pool.Volumes(); err != nil || all[id].Task == "" {
+					t.Errorf("the pool has %v, want %s (%v)", all, id, err)
+				}
+				if err := pool.Delete(id); err != nil {
+					t.Error(err)
+				}
 			},
 		},
 		{

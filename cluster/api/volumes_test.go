@@ -1,0 +1,125 @@
+package api_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
+
+	"berth.dev/berth/cluster/store"
+)
+
+const infrastructureRole = "arn:aws:iam::000000000000:role/ecsInfrastructureRole"
+
+// atLaunch is a definition with a volume that is configured at launch.
+func atLaunch(family string) *ecs.RegisterTaskDefinitionInput {
+	in := small(family)
+	in.Volumes = []types.Volume{{Name: aws.String("data"), ConfiguredAtLaunch: aws.Bool(true)}}
+	return in
+}
+
+func managed(change func(*types.TaskManagedEBSVolumeConfiguration)) []types.TaskVolumeConfiguration {
+	m := &types.TaskManagedEBSVolumeConfiguration{RoleArn: aws.String(infrastructureRole), SizeInGiB: aws.Int32(10)}
+	if change != nil {
+		change(m)
+	}
+	return []types.TaskVolumeConfiguration{{Name: aws.String("data"), ManagedEBSVolume: m}}
+}
+
+func TestVolumeConfigurationsThatAreRefused(t *testing.T) {
+	l := newLab(t, nil)
+	define(t, l, small("plain"))
+	define(t, l, atLaunch("data"))
+	type config = types.TaskManagedEBSVolumeConfiguration
+	const invalid, unsupported = "InvalidParameterException", "UnsupportedFeatureException"
+	for text, c := range map[string]struct {
+		family, code string
+		volumes      []types.TaskVolumeConfiguration
+	}{
+		"no volume that is configuredAtLaunch": {"plain", invalid, managed(nil)},
+		"must be provided":                     {"data", invalid, nil},
+		"at most 1 item":                       {"data", invalid, append(managed(nil), managed(nil)...)},
+		"is named 'other'":                     {"data", invalid, []types.TaskVolumeConfiguration{{Name: aws.String("other")}}},
+		"managedEBSVolume of volume 'data'":    {"data", invalid, []types.TaskVolumeConfiguration{{Name: aws.String("data")}}},
+		"ARN of a role":                        {"data", invalid, managed(func(m *config) { m.RoleArn = aws.String("me") })},
+		"volumeType 'fast'":                    {"data", invalid, managed(func(m *config) { m.VolumeType = aws.String("fast") })},
+		"either sizeInGiB or snapshotId":       {"data", invalid, managed(func(m *config) { m.SizeInGiB = nil })},
+		"between 125 and 16384, 10 given":      {"data", invalid, managed(func(m *config) { m.VolumeType = aws.String("st1") })},
+		"iops must be given":                   {"data", invalid, managed(func(m *config) { m.VolumeType = aws.String("io2") })},
+		"throughput is for type gp3":           {"data", invalid, managed(func(m *config) { m.VolumeType, m.Throughput = aws.String("gp2"), aws.Int32(200) })},
+		"Windows only":                         {"data", invalid, managed(func(m *config) { m.FilesystemType = types.TaskFilesystemTypeNtfs })},
+		"snapshotId":                           {"data", unsupported, managed(func(m *config) { m.SnapshotId = aws.String("snap-01234567") })},
+		"not encrypted":                        {"data", unsupported, managed(func(m *config) { m.Encrypted = aws.Bool(true) })},
+	} {
+		_, err := l.Operator.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &c.family, VolumeConfigurations: c.volumes})
+		if code(err) != c.code || !strings.Contains(err.Error(), text) {
+			t.Errorf("got %v, want %s with %q", err, c.code, text)
+		}
+	}
+}
+
+// withPool has the instances make block volumes.
+func withPool(t *testing.T, s *store.Store) {
+	t.Helper()
+	err := s.Update(context.Background(), func(tx *store.Tx) error {
+		for _, i := range store.List(tx, store.Instances, "") {
+			fresh := *i
+			fresh.Instance.Attributes = append([]types.Attribute{
+				{Name: aws.String("berth.capability.volume-pool")}, {Name: aws.String("ecs.capability.storage.ebs-task-volume-attach")},
+			}, i.Instance.Attributes...)
+			store.Put(tx, store.Instances, store.Key("default", i.ID), &fresh)
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestVolumeOfATask(t *testing.T) {
+	l := newLab(t, nil)
+	instances(t, l, 1, 1000, 1000)
+	define(t, l, atLaunch("data"))
+	ctx := context.Background()
+	run := func() *ecs.RunTaskOutput {
+		t.Helper()
+		out, err := l.Operator.RunTask(ctx, &ecs.RunTaskInput{TaskDefinition: aws.String("data"), VolumeConfigurations: managed(func(m *types.TaskManagedEBSVolumeConfiguration) {
+			m.TagSpecifications = []types.EBSTagSpecification{{ResourceType: types.EBSResourceTypeVolume, Tags: []types.Tag{{Key: aws.String("k"), Value: aws.String("v")}}}}
+		})})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	if out := run(); len(out.Tasks) != 0 || len(out.Failures) != 1 || !strings.Contains(aws.ToString(out.Failures[0].Reason), "ATTRIBUTE") {
+		t.Fatalf("placed where no volumes are made: %+v", out)
+	}
+	withPool(t, l.Store)
+	out := run()
+	if len(out.Tasks) != 1 || aws.ToString(out.Tasks[0].LastStatus) != "PROVISIONING" || len(out.Tasks[0].Attachments) != 1 {
+		t.Fatalf("%+v", out)
+	}
+	at := out.Tasks[0].Attachments[0]
+	details := map[string]string{}
+	for _, d := range at.Details {
+		details[*d.Name] = *d.Value
+	}
+	if aws.ToString(at.Type) != "AmazonElasticBlockStorage" || aws.ToString(at.Status) != "ATTACHING" || details["deleteOnTermination"] != "true" || details["volumeName"] != "data" || details["roleArn"] != infrastructureRole {
+		t.Errorf("attachment %+v", at)
+	}
+	var v *store.Volume
+	l.Store.View(func(r store.Reader) { v, _ = store.Get(r, store.Volumes, details["volumeId"]) })
+	if v == nil || v.FileSystem != "xfs" || v.Type != "gp3" || v.SizeGiB != 10 || v.Tags["k"] != "v" || v.State != "in-use" {
+		t.Errorf("volume %+v", v)
+	}
+	if err := l.API.FailTask(ctx, "default", v.TaskID, "ResourceInitializationError: none"); err != nil {
+		t.Fatal(err)
+	}
+	l.Store.View(func(r store.Reader) { v, _ = store.Get(r, store.Volumes, details["volumeId"]) })
+	if v != nil {
+		t.Errorf("the volume of a task that never had it is kept: %+v", v)
+	}
+}
