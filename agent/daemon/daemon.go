@@ -421,6 +421,8 @@ func (a *agent) settings() plan.Settings {
 		PullTimeout: a.c.Images.PullTimeout + a.c.Images.ManifestTimeout,
 		Retention:   a.c.Engine.CleanupWait, Jitter: a.c.Engine.CleanupWaitJitter, Relist: relistPeriod,
 		NoHealthChecks: a.c.Metadata.HealthDisabled,
+		PullOrStop:     a.c.Images.PullBehavior == "always" || a.c.Images.PullBehavior == "once",
+		PullUpfront:    a.c.Images.PullUpfront,
 	}
 }
 

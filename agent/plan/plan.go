@@ -38,7 +38,11 @@ type Settings struct {
 	Jitter        time.Duration // added to Retention, 0..Jitter by task
 	// NoHealthChecks leaves health checks alone (ECS_DISABLE_DOCKER_HEALTH_CHECK).
 	NoHealthChecks bool
-	Relist         time.Duration // running processes are probed this often, events or not
+	// PullOrStop has a task end with the pull of any of its images
+	// (ECS_IMAGE_PULL_BEHAVIOR always or once), PullUpfront with that of an essential
+	// container's, also before its dependencies are met (ECS_PULL_DEPENDENT_CONTAINERS_UPFRONT).
+	PullOrStop, PullUpfront bool
+	Relist                  time.Duration // running processes are probed this often, events or not
 }
 
 // Limits that are not settings.
@@ -88,6 +92,7 @@ func Next(t *task.Task, k *task.Known, s Settings, now time.Time) Step {
 	d.confirm()
 	d.restarts()
 	d.links()
+	d.putOff()
 	d.dependencies()
 	d.essential()
 	d.executionStopped()
@@ -258,7 +263,7 @@ func (d *decision) run() {
 		if d.linksPresent(c) {
 			d.ensure(Network(d.t, c.Name), setupTimeout)
 		}
-		d.ensure(Image(c.Name), d.s.PullTimeout)
+		d.pull(c)
 	}
 	d.makeBases()
 	if !d.present(Cgroup) {

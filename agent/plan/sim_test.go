@@ -31,6 +31,8 @@ type sim struct {
 	crashes int
 	done    bool
 	spec    simSpec
+	set     Settings
+	tries   map[task.ResourceID]int // of Ensure
 }
 
 // simSpec says what the world does to a task.
@@ -68,7 +70,7 @@ func newSim(t *testing.T, seed uint64, tk *task.Task, spec simSpec) *sim {
 	s := &sim{
 		t: t, r: rand.New(rand.NewPCG(seed, 1)), task: tk, now: time.Unix(1_700_000_000, 0).UTC(),
 		k:     &task.Known{Desired: task.StatusRunning, Received: time.Unix(1_700_000_000, 0)},
-		world: map[task.ResourceID]*thing{}, starts: map[string]int{}, spec: spec,
+		world: map[task.ResourceID]*thing{}, starts: map[string]int{}, spec: spec, set: simSettings, tries: map[task.ResourceID]int{},
 	}
 	s.commit()
 	return s
@@ -130,8 +132,8 @@ func (s *sim) restart() {
 
 // step decides once and starts what was decided.
 func (s *sim) step() Step {
-	st := Next(s.task, s.k, simSettings, s.now)
-	if again := Next(s.task, s.k, simSettings, s.now); again.Known || len(again.Changed)+len(again.Report)+len(again.Do) > 0 {
+	st := Next(s.task, s.k, s.set, s.now)
+	if again := Next(s.task, s.k, s.set, s.now); again.Known || len(again.Changed)+len(again.Report)+len(again.Do) > 0 {
 		s.t.Fatalf("deciding twice decided more: %+v", again)
 	}
 	if s.k.Status < s.highest {
@@ -359,6 +361,9 @@ func (s *sim) advance(st Step) {
 func (s *sim) settle(a Action) {
 	f := task.Fact{Resource: a.Resource, Verb: a.Verb, At: s.now, Incarnation: a.Incarnation}
 	class, broken := s.spec.fail[a.Resource]
+	if a.Verb == task.VerbEnsure {
+		s.tries[a.Resource]++
+	}
 	switch {
 	case broken && (a.Verb == task.VerbEnsure || a.Verb == task.VerbStart):
 		f.Class, f.Failure = class, &task.Reason{Code: task.CannotCreateContainer, Detail: "made to fail"}

@@ -63,6 +63,9 @@ func (d *decision) essential() {
 		d.desireStopped(id.String() + " failed")
 		return
 	}
+	if d.failedPull() {
+		return
+	}
 	for i := range d.t.Containers {
 		c := &d.t.Containers[i]
 		if c.Essential && ContainerStatus(d.t, d.k, c.Name) == task.ContainerStopped {

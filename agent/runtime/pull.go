@@ -189,16 +189,30 @@ func (p *patient) RoundTrip(q *http.Request) (*http.Response, error) {
 	if err != nil || r.StatusCode != http.StatusTooManyRequests && r.StatusCode != http.StatusServiceUnavailable {
 		return r, err
 	}
-	seconds, err := strconv.Atoi(r.Header.Get("Retry-After"))
-	if err != nil || seconds <= 0 {
+	wait := retryAfter(r.Header.Get("Retry-After"), time.Now())
+	if wait <= 0 {
 		return r, nil
 	}
 	select {
 	case <-q.Context().Done():
 		return nil, errors.Join(q.Context().Err(), r.Body.Close())
-	case <-time.After(min(time.Duration(seconds)*time.Second, maxRetryAfter)):
+	case <-time.After(wait):
 		return r, nil
 	}
+}
+
+// retryAfter reads how long a registry asks to be left alone, up to a minute: as seconds
+// or as the time until when (RFC 9110, section 10.2.3). 0 means that it does not.
+func retryAfter(v string, now time.Time) time.Duration {
+	if seconds, err := strconv.Atoi(v); err == nil {
+		seconds = min(max(0, seconds), int(maxRetryAfter/time.Second))
+		return time.Duration(seconds) * time.Second
+	}
+	until, err := http.ParseTime(v)
+	if err != nil {
+		return 0
+	}
+	return min(max(0, until.Sub(now)), maxRetryAfter)
 }
 
 // pinned resolves to a digest that is known already and counts what is fetched.

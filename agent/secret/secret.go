@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/aws"
 
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
 )
 
@@ -71,6 +72,9 @@ func (s *Secrets) Ensure(ctx context.Context, t *task.Task, _ string, _ engine.D
 			return task.Result{}, task.Fail(task.Canceled, task.ResourceInitialization, ctx.Err())
 		}
 		return task.Result{}, task.Fail(task.Unclassified, task.ResourceInitialization, err)
+	}
+	if err := fail.Point(fail.SecretAfterFetch); err != nil {
+		return task.Result{}, task.Fail(task.Unavailable, task.ResourceInitialization, err)
 	}
 	given := make(map[string]task.Given, len(t.Containers))
 	for i := range t.Containers {

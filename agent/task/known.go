@@ -64,10 +64,12 @@ type Record struct {
 	Handle    Handle    `json:"handle,omitempty"`
 	Reason    *Reason   `json:"reason,omitempty"` // the first final failure; kept
 
-	// For images: the resolved manifest digest and when bytes moved.
+	// For images: the resolved manifest digest and when bytes moved. PutOff says that an
+	// early pull failed and the next waits for the container's dependencies.
 	Digest      string    `json:"digest,omitempty"`
 	PullStarted time.Time `json:"pullStarted,omitzero"`
 	PullStopped time.Time `json:"pullStopped,omitzero"`
+	PutOff      bool      `json:"putOff,omitempty"`
 
 	// For networks: the published ports by container name.
 	Bindings map[string][]Binding `json:"bindings,omitempty"`

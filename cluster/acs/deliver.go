@@ -131,7 +131,7 @@ func (ss *session) render(ctx context.Context, p pair) (*acs.Task, error) {
 	if err != nil {
 		return nil, err
 	}
-	t, err := render.Task(def, &p.task.Task)
+	t, err := render.Task(render.LogMode(def, p.task.LogMode), &p.task.Task)
 	if err != nil {
 		return nil, err
 	}

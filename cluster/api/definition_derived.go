@@ -193,6 +193,9 @@ func containerAttributes(d *types.TaskDefinition, c *types.ContainerDefinition, 
 		if l.LogDriver == types.LogDriverAwslogs && aws.ToString(d.ExecutionRoleArn) != "" {
 			capability("execution-role-awslogs")
 		}
+		if l.LogDriver == types.LogDriverAwsfirelens && l.Options["log-driver-buffer-limit"] != "" {
+			capability("logging-driver.awsfirelens.log-driver-buffer-limit")
+		}
 		for _, s := range l.SecretOptions {
 			capability(secretCapability(s, "bootstrap.log-driver"))
 		}
@@ -236,6 +239,12 @@ func containerAttributes(d *types.TaskDefinition, c *types.ContainerDefinition, 
 	}
 	if f := c.FirelensConfiguration; f != nil {
 		capability("firelens." + string(f.Type))
+		if kind := f.Options["config-file-type"]; kind == "s3" || kind == "file" {
+			capability("firelens.options.config." + kind)
+		}
+		if user, _, _ := strings.Cut(aws.ToString(c.User), ":"); user != "" && user != "0" && user != "root" {
+			capability("firelens.non-root-user")
+		}
 	}
 }
 

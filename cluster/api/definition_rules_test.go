@@ -198,7 +198,9 @@ func TestRequiredAttributes(t *testing.T) {
 		one("", `"volumes":[{"name":"v","dockerVolumeConfiguration":{}}]`):                                                          "[ecs.capability.docker-plugin.local]",
 		one(`"restartPolicy":{"enabled":true}`, `"cpu":"1024"`):                                                                     "[ecs.capability.container-restart-policy ecs.capability.task-cpu-mem-limit]",
 		one(`"secrets":[{"name":"A","valueFrom":"arn:aws:secretsmanager:us-east-1:0:secret:x"},{"name":"B","valueFrom":"/p"}]`, ""): "[ecs.capability.secrets.asm.environment-variables ecs.capability.secrets.ssm.environment-variables]",
-		one("", `"taskRoleArn":"r","networkMode":"host"`):                                                                           "[com.amazonaws.ecs.capability.task-iam-role com.amazonaws.ecs.capability.task-iam-role-network-host]",
+		one(`"user":"1000","firelensConfiguration":{"type":"fluentbit","options":{"config-file-type":"file","config-file-value":"/x"}},"logConfiguration":{"logDriver":"awsfirelens","options":{"log-driver-buffer-limit":"1"}}`, ""): "[com.amazonaws.ecs.capability.logging-driver.awsfirelens ecs.capability.firelens.fluentbit ecs.capability.firelens.non-root-user ecs.capability.firelens.options.config.file ecs.capability.logging-driver.awsfirelens.log-driver-buffer-limit]",
+		one(`"logConfiguration":{"logDriver":"splunk","secretOptions":[{"name":"splunk-token","valueFrom":"arn:aws:secretsmanager:us-east-1:0:secret:x"},{"name":"tag","valueFrom":"/p"}]}`, ""):                                      "[com.amazonaws.ecs.capability.logging-driver.splunk ecs.capability.secrets.asm.bootstrap.log-driver ecs.capability.secrets.ssm.bootstrap.log-driver]",
+		one("", `"taskRoleArn":"r","networkMode":"host"`): "[com.amazonaws.ecs.capability.task-iam-role com.amazonaws.ecs.capability.task-iam-role-network-host]",
 	} {
 		var names []string
 		for _, a := range requiredAttributes(definition(t, text)) {

@@ -165,7 +165,7 @@ func (a *API) newTask(tx *store.Tx, l *launch, p *sched.Placement) (*store.Task,
 	if !ok {
 		return nil, errStale
 	}
-	t := &store.Task{ClusterName: l.cluster, ID: id, InstanceID: instanceID, Held: heldOf(l.need, p.GPUs)}
+	t := &store.Task{ClusterName: l.cluster, ID: id, InstanceID: instanceID, Held: heldOf(l.need, p.GPUs), LogMode: l.logMode}
 	t.Task = types.Task{
 		TaskArn:               aws.String(p.Task),
 		ClusterArn:            aws.String(a.arn("cluster", l.cluster)),

@@ -49,6 +49,7 @@ type launch struct {
 	startedBy  *string
 	launchType types.LaunchType
 	exec       bool
+	logMode    string // for log configurations without a mode
 	tags       []types.Tag
 	now        time.Time
 }
@@ -67,6 +68,7 @@ func (a *API) RunTask(ctx context.Context, in *ecs.RunTaskInput) (*ecs.RunTaskOu
 	if err != nil {
 		return nil, err
 	}
+	l.logMode = a.logMode(ctx)
 	if l.strategies, err = sched.Strategies(in.PlacementStrategy); err != nil {
 		return nil, invalidParameter("%s", err)
 	}
@@ -96,6 +98,7 @@ func (a *API) StartTask(ctx context.Context, in *ecs.StartTaskInput) (*ecs.Start
 	if err != nil {
 		return nil, err
 	}
+	l.logMode = a.logMode(ctx)
 	if l.constraints, err = sched.Constraints(l.def.PlacementConstraints, nil); err != nil {
 		return nil, invalidParameter("%s", err)
 	}

@@ -283,6 +283,47 @@ func TestRunTaskAnswer(t *testing.T) {
 	}
 }
 
+// TestDefaultLogDriverMode keeps the caller's setting with the tasks that it launches.
+func TestDefaultLogDriverMode(t *testing.T) {
+	l := newLab(t, nil)
+	arns := instances(t, l, 1, 4096, 4096)
+	define(t, l, small("s"))
+	launch := func(start bool) string {
+		t.Helper()
+		var tasks []types.Task
+		if start {
+			out, err := l.Operator.StartTask(t.Context(), &ecs.StartTaskInput{TaskDefinition: aws.String("s"), ContainerInstances: arns})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tasks = out.Tasks
+		} else {
+			out, err := l.Operator.RunTask(t.Context(), &ecs.RunTaskInput{TaskDefinition: aws.String("s")})
+			if err != nil {
+				t.Fatal(err)
+			}
+			tasks = out.Tasks
+		}
+		arn := aws.ToString(tasks[0].TaskArn)
+		mode := "no record"
+		l.Store.View(func(r store.Reader) {
+			if tk, ok := store.Get(r, store.Tasks, store.Key("default", arn[strings.LastIndexByte(arn, '/')+1:])); ok {
+				mode = tk.LogMode
+			}
+		})
+		return mode
+	}
+	if got := launch(false); got != "non-blocking" {
+		t.Errorf("as it comes: %q", got)
+	}
+	if _, err := l.Operator.PutAccountSettingDefault(t.Context(), &ecs.PutAccountSettingDefaultInput{Name: "defaultLogDriverMode", Value: aws.String("blocking")}); err != nil {
+		t.Fatal(err)
+	}
+	if run, start := launch(false), launch(true); run != "blocking" || start != "blocking" {
+		t.Errorf("with the setting: %q and %q", run, start)
+	}
+}
+
 func TestRunTaskErrors(t *testing.T) {
 	l := newLab(t, nil)
 	define(t, l, small("s"))

@@ -167,6 +167,17 @@ func effective(r store.Reader, s setting, principal string) string {
 	return s.usual
 }
 
+// logMode is how the output of the caller's containers is delivered whose log
+// configuration names no mode (ECS API, "defaultLogDriverMode").
+func (a *API) logMode(ctx context.Context) (mode string) {
+	s, err := findSetting(types.SettingNameDefaultLogDriverMode)
+	if err != nil {
+		return ""
+	}
+	a.Store.View(func(r store.Reader) { mode = effective(r, s, CallerOf(ctx).ARN) })
+	return mode
+}
+
 // ListAccountSettings lists the settings of a principal: those it has set,
 // or with effectiveSettings the value of every one.
 func (a *API) ListAccountSettings(ctx context.Context, in *ecs.ListAccountSettingsInput) (*ecs.ListAccountSettingsOutput, error) {

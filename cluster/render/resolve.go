@@ -52,6 +52,48 @@ func Resolve(def *types.TaskDefinition, ov *types.TaskOverride) (*types.TaskDefi
 	return &out, nil
 }
 
+// LogMode gives def with the delivery mode of log configurations that name none, which
+// the definition as it was registered does not tell (ECS API, account setting
+// defaultLogDriverMode). def is not changed; an empty mode leaves it as it is.
+//
+// The log router of awsfirelens has a setting of its own on each host for whether
+// containers wait for it, which only the wish for blocking overrides.
+func LogMode(def *types.TaskDefinition, mode string) *types.TaskDefinition {
+	if mode == "" {
+		return def
+	}
+	out := *def
+	out.ContainerDefinitions = slices.Clone(def.ContainerDefinitions)
+	for i := range out.ContainerDefinitions {
+		c := &out.ContainerDefinitions[i]
+		l := c.LogConfiguration
+		if l == nil || l.Options["mode"] != "" {
+			continue
+		}
+		switch l.LogDriver {
+		case types.LogDriverAwslogs, types.LogDriverSyslog, types.LogDriverJournald, types.LogDriverGelf, types.LogDriverFluentd, types.LogDriverSplunk:
+		case types.LogDriverAwsfirelens:
+			if mode != "blocking" {
+				continue
+			}
+		default:
+			continue
+		}
+		with := *l
+		with.Options = map[string]string{"mode": mode}
+		if mode == "blocking" && l.Options["max-buffer-size"] != "" {
+			with.Options["mode"] = "non-blocking" // which is what a buffer is for
+		}
+		for k, v := range l.Options {
+			if k != "mode" {
+				with.Options[k] = v
+			}
+		}
+		c.LogConfiguration = &with
+	}
+	return &out
+}
+
 // overrideContainer changes c, which the caller owns, but nothing that c points to.
 func overrideContainer(c *types.ContainerDefinition, o *types.ContainerOverride) {
 	if o.Command != nil {

@@ -235,3 +235,36 @@ func TestGPUsBecomeAssociations(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+func TestLogMode(t *testing.T) {
+	for _, tt := range []struct {
+		name, driver, mode string
+		options, want      map[string]string
+	}{
+		{"none given", "awslogs", "blocking", map[string]string{"awslogs-group": "g"}, map[string]string{"awslogs-group": "g", "mode": "blocking"}},
+		{"no options at all", "syslog", "non-blocking", nil, map[string]string{"mode": "non-blocking"}},
+		{"the definition's own", "awslogs", "blocking", map[string]string{"mode": "non-blocking"}, map[string]string{"mode": "non-blocking"}},
+		{"a buffer", "gelf", "blocking", map[string]string{"max-buffer-size": "1m"}, map[string]string{"max-buffer-size": "1m", "mode": "non-blocking"}},
+		{"a local file", "json-file", "blocking", map[string]string{"max-file": "2"}, map[string]string{"max-file": "2"}},
+		{"the router", "awsfirelens", "non-blocking", map[string]string{"Name": "null"}, map[string]string{"Name": "null"}},
+		{"the router, blocking", "awsfirelens", "blocking", map[string]string{"Name": "null"}, map[string]string{"Name": "null", "mode": "blocking"}},
+		{"a task of an older cluster", "awslogs", "", map[string]string{"awslogs-group": "g"}, map[string]string{"awslogs-group": "g"}},
+	} {
+		def := sampleDefinition()
+		def.ContainerDefinitions[0].LogConfiguration = &types.LogConfiguration{LogDriver: types.LogDriver(tt.driver), Options: tt.options}
+		before, err := json.Marshal(def)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got := LogMode(def, tt.mode)
+		if diff := cmp.Diff(tt.want, got.ContainerDefinitions[0].LogConfiguration.Options); diff != "" {
+			t.Errorf("%s: %s", tt.name, diff)
+		}
+		if after, err := json.Marshal(def); err != nil || string(after) != string(before) {
+			t.Errorf("%s: the definition was changed: %s", tt.name, after)
+		}
+	}
+	if def := sampleDefinition(); LogMode(def, "blocking").ContainerDefinitions[0].LogConfiguration != nil {
+		t.Error("a container without a log configuration got one")
+	}
+}

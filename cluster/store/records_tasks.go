@@ -39,6 +39,9 @@ type Task struct {
 	InstanceID  string
 	// Held is what the task takes from its instance until it stops.
 	Held Held
+	// LogMode is the account setting defaultLogDriverMode as it was when the task was
+	// launched; empty in records from before it was kept.
+	LogMode string
 }
 
 // Held is what one task takes from the instance it was placed on.

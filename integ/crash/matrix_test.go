@@ -24,7 +24,7 @@ var unreachable = map[fail.Name]string{
 	fail.VolumeBeforeMount: "volumes are directories of the host, bound by the runtime",
 	fail.VolumeAfterMount:  "volumes are directories of the host, bound by the runtime",
 	fail.VolumeAfterUmount: "volumes are directories of the host, bound by the runtime",
-	fail.SecretAfterFetch:  "secrets are not fetched by this agent",
+	fail.SecretAfterFetch:  "the tasks of the matrix refer to no secret",
 	fail.CNIBetweenPlugins: "the bridge and its ports are one plugin, called in process",
 	fail.ENIAfterMove:      "network mode awsvpc is refused",
 	fail.CredsAfterSet:     "the task has no role",
