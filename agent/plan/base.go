@@ -40,7 +40,8 @@ const (
 	// created. A restart makes it again only while one is still to be created.
 	forCreation
 	// inAgent: it lives in the agent and serves running processes. A restart makes it
-	// again as long as the task is to run; a process is never ended for the want of it.
+	// again as long as the task is to run or processes of it are still ending; a process
+	// is never ended for the want of it.
 	inAgent
 )
 
@@ -183,6 +184,20 @@ func (d *decision) makeBases() {
 			continue
 		}
 		if !slices.ContainsFunc(b.after, func(id task.ResourceID) bool { return !d.present(id) }) {
+			d.ensure(b.id, b.limit)
+		}
+	}
+}
+
+// serveEnding makes again what lived in an agent that has ended, for the processes of a
+// stopping task: they may need it for as long as they take to end.
+func (d *decision) serveEnding() {
+	for _, b := range d.bases {
+		if b.where != inAgent || d.rec(b.id).Phase != task.Ensuring {
+			continue
+		}
+		runs := slices.ContainsFunc(b.usersOf(d.t), func(c task.Container) bool { return d.rec(Container(c.Name)).Running() })
+		if runs && !slices.ContainsFunc(b.after, func(id task.ResourceID) bool { return !d.present(id) }) {
 			d.ensure(b.id, b.limit)
 		}
 	}

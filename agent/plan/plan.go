@@ -302,6 +302,7 @@ func (d *decision) runContainer(c *task.Container) {
 
 // stop ends what runs of a task that is to stop, those that others depend on last.
 func (d *decision) stop() {
+	d.serveEnding()
 	for i := range d.t.Containers {
 		c := &d.t.Containers[i]
 		r := d.rec(Container(c.Name))

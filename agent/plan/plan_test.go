@@ -389,3 +389,23 @@ func fuzzPlan(f *testing.F, crash float64) {
 		s.check()
 	})
 }
+
+// TestEndpointOfAStoppingTaskComesBack restarts the agent while a container takes its time
+// to end.
+func TestEndpointOfAStoppingTaskComesBack(t *testing.T) {
+	s := newSim(t, 41, taskOf(task.Container{Name: "web", Essential: true, StopTimeout: time.Minute}), simSpec{ignore: map[string]bool{"web": true}})
+	s.run(func() bool { return s.k.Status == task.StatusRunning })
+	s.stop()
+	s.run(func() bool { return !s.k.Resource(Container("web")).StopSent.IsZero() })
+	endpoint := task.ResourceID{Kind: task.KindEndpoint, Name: "web"}
+	s.restart()
+	if s.thing(endpoint).exists {
+		t.Fatal("the endpoint outlived the agent")
+	}
+	s.run(func() bool { return s.thing(endpoint).exists })
+	if s.thing(Container("web")).process != task.ProcessRunning {
+		t.Error("it came back only when nobody needed it")
+	}
+	s.run(nil)
+	s.check()
+}
