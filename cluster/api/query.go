@@ -101,6 +101,8 @@ func (a *API) query(ctx context.Context, c Caller, service, action string, form 
 	resource := "*"
 	if name := form.Get("RoleName"); name != "" {
 		resource = "arn:" + Partition(a.Region) + ":iam::" + a.Account + ":role/" + clip(name)
+	} else if arn := form.Get("PolicyArn"); arn != "" {
+		resource = clip(arn)
 	}
 	if c.Kind == Role && a.IAM.Decide(c.Role.Role, "iam:"+action, resource, nil) == iam.Allowed {
 		return a.IAM.Call(ctx, action, form)

@@ -98,14 +98,6 @@ func (s *Service) Principal(id, token string) (Principal, bool) {
 	}, true
 }
 
-// managed are the policies of AWS that mean something here; all others may be attached
-// and allow nothing.
-var managed = map[string]string{
-	"AdministratorAccess":  `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"*","Resource":"*"}]}`,
-	"AmazonECS_FullAccess": `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":"ecs:*","Resource":"*"}]}`,
-	"ReadOnlyAccess":       `{"Version":"2012-10-17","Statement":[{"Effect":"Allow","Action":["ecs:Describe*","ecs:List*","ecs:Get*"],"Resource":"*"}]}`,
-}
-
 // Decide says what a role may do.
 func (s *Service) Decide(r *store.Role, action, resource string, context map[string]string) Decision {
 	var policies []*Policy
@@ -122,8 +114,8 @@ func (s *Service) Decide(r *store.Role, action, resource string, context map[str
 		}
 	}
 	for _, arn := range r.Attached {
-		name := arn[strings.LastIndexByte(arn, '/')+1:]
-		if doc, ok := managed[name]; ok && strings.Contains(arn, ":iam::aws:policy/") && !add(doc) {
+		doc, there := s.document(arn)
+		if !there || doc != "" && !add(doc) {
 			return NotAllowed
 		}
 	}

@@ -59,7 +59,7 @@ var (
 
 // operations are those of IAM. Each returns the inside of its result element.
 func (s *Service) operations() map[string]func(ctx context.Context, f url.Values) (string, error) {
-	return map[string]func(ctx context.Context, f url.Values) (string, error){
+	all := map[string]func(ctx context.Context, f url.Values) (string, error){
 		"CreateRole":                  s.createRole,
 		"GetRole":                     s.getRole,
 		"ListRoles":                   s.listRoles,
@@ -79,6 +79,8 @@ func (s *Service) operations() map[string]func(ctx context.Context, f url.Values
 		"ListAttachedRolePolicies":    s.listAttached,
 		"ListInstanceProfilesForRole": s.listProfiles,
 	}
+	maps.Copy(all, s.managedOperations())
+	return all
 }
 
 // Call performs an operation of IAM and returns the inside of its result element.
@@ -215,6 +217,11 @@ func (s *Service) role(f url.Values) (*store.Role, error) {
 
 // change changes the role that a request names.
 func (s *Service) change(ctx context.Context, f url.Values, fn func(r *store.Role) error) (*store.Role, error) {
+	return s.changeIn(ctx, f, func(_ *store.Tx, r *store.Role) error { return fn(r) })
+}
+
+// changeIn is change for what has to look at other records as well.
+func (s *Service) changeIn(ctx context.Context, f url.Values, fn func(tx *store.Tx, r *store.Role) error) (*store.Role, error) {
 	name := f.Get("RoleName")
 	if !roleName.MatchString(name) {
 		return nil, noRole(name)
@@ -227,7 +234,7 @@ func (s *Service) change(ctx context.Context, f url.Values, fn func(r *store.Rol
 		}
 		r := *old
 		r.Inline, r.Tags, r.Attached = maps.Clone(old.Inline), slices.Clone(old.Tags), slices.Clone(old.Attached)
-		if err := fn(&r); err != nil {
+		if err := fn(tx, &r); err != nil {
 			return err
 		}
 		store.Put(tx, store.Roles, name, &r)
@@ -424,10 +431,15 @@ func (s *Service) attachPolicy(ctx context.Context, f url.Values) (string, error
 	if !managedARN.MatchString(arn) {
 		return "", invalid("ARN %.200s is not valid.", arn)
 	}
-	if !strings.Contains(arn, ":iam::aws:policy/") {
-		return "", refuse(http.StatusNotFound, "NoSuchEntity", "Policy %s does not exist or is not attachable: this cluster has the policies of AWS only; put others into the role with PutRolePolicy.", arn)
-	}
-	_, err := s.change(ctx, f, func(r *store.Role) error {
+	_, err := s.changeIn(ctx, f, func(tx *store.Tx, r *store.Role) error {
+		if !ofAWS(arn) {
+			p, err := s.findManaged(tx, arn)
+			if err != nil {
+				return err
+			}
+			held := *p
+			store.Put(tx, store.Policies, p.Name, &held) // so that it is not deleted at the same time
+		}
 		if !slices.Contains(r.Attached, arn) {
 			r.Attached = append(r.Attached, arn)
 		}

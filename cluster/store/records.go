@@ -52,6 +52,8 @@ var (
 	JoinTokens = newTable[JoinToken](18, "jointokens")
 	// Volumes is keyed by volume id.
 	Volumes = newTable[Volume](19, "volumes")
+	// Policies is keyed by the policy's name.
+	Policies = newTable[Policy](20, "policies")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
@@ -59,7 +61,7 @@ var (
 		ClientTokens.table, Settings.table, Meta.table, Nodes.table,
 		VPCs.table, Subnets.table, SecurityGroups.table, SecurityGroupRules.table,
 		Interfaces.table, Addresses.table,
-		Roles.table, JoinTokens.table, Volumes.table,
+		Roles.table, JoinTokens.table, Volumes.table, Policies.table,
 	}
 )
 

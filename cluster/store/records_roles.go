@@ -17,3 +17,19 @@ type Role struct {
 
 // A RoleTag is a tag of a role.
 type RoleTag struct{ Key, Value string }
+
+// A Policy is a managed policy of the account, which roles have by its ARN.
+type Policy struct {
+	Name, ID, Path, Description string
+	Versions                    map[int]PolicyVersion
+	// Default is the version that counts, Last the highest number ever given.
+	Default, Last        int
+	Tags                 []RoleTag
+	CreatedAt, UpdatedAt time.Time
+}
+
+// A PolicyVersion is one document of a policy.
+type PolicyVersion struct {
+	Document  string
+	CreatedAt time.Time
+}
