@@ -213,6 +213,8 @@ type Berth struct {
 	DebugSocket      string
 	Bridge           string // interface of bridge mode; empty means the plugin's default
 	BridgeSubnet     netip.Prefix
+	BridgeSubnet6    netip.Prefix
+	CNIConfigDir     string
 	ENIPool          string // none, bridge, bridge:UPLINK or macvlan:UPLINK
 	VolumePool       string // none, loop or loop:DIRECTORY
 	Cgroup           string // name of the parent cgroup of all tasks; empty means the protocol's

@@ -108,7 +108,8 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 		return nil, config.Terminal(errors.Join(err, h.client.Close()))
 	}
 	h.network, err = netns.New(netns.Config{
-		Dir: filepath.Join(c.Berth.RunDir, "network"), Bridge: c.Berth.Bridge, Subnet: c.Berth.BridgeSubnet,
+		Dir: filepath.Join(c.Berth.RunDir, "network"), Bridge: c.Berth.Bridge, Subnet: c.Berth.BridgeSubnet, Subnet6: c.Berth.BridgeSubnet6,
+		CNIConfigDir: c.Berth.CNIConfigDir, PluginDirs: pluginDirs(c),
 		FirstPort: c.Network.DynamicPorts.First, LastPort: c.Network.DynamicPorts.Last,
 		Pool: pool, BlockMetadata: c.Network.BlockIMDS, Log: log,
 	})
@@ -147,6 +148,11 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 		return nil, config.Terminal(errors.Join(err, h.close()))
 	}
 	return h, nil
+}
+
+// pluginDirs is where CNI plugins are looked for, in this order.
+func pluginDirs(c *config.Config) []string {
+	return append(filepath.SplitList(c.Network.CNIPluginsPath), netns.DefaultPluginDirs()...)
 }
 
 // interfacePool makes the interfaces of awsvpc tasks; nil makes none.

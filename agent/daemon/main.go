@@ -16,11 +16,13 @@ import (
 
 	"github.com/coreos/go-systemd/v22/journal"
 
+	"berth.dev/berth/agent/cni"
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/ecs"
 	"berth.dev/berth/agent/roles"
 	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/agent/state"
+	"berth.dev/berth/agent/task"
 )
 
 const usage = `Usage: %[1]s [flags]            run the agent
@@ -145,6 +147,13 @@ func gather(c *config.Config) (ecs.HostFacts, error) {
 	}
 	if gpus != nil {
 		facts.GPUs = gpus.IDs()
+	}
+	networks, err := cni.Names(c.Berth.CNIConfigDir)
+	if err != nil {
+		slog.Warn("some networks of BERTH_CNI_CONFIG_DIR cannot be used", "err", err)
+	}
+	for _, name := range networks {
+		facts.Capabilities = append(facts.Capabilities, task.NetworkAttribute+name)
 	}
 	for _, r := range runtimes {
 		facts.Capabilities = append(facts.Capabilities, runtime.RuntimeAttribute+r.Name)

@@ -118,6 +118,9 @@ func Translate(w *acs.Task, clusterARN string) (*task.Task, error) {
 	if err := networkMode(t, w.NetworkMode); err != nil {
 		return nil, err
 	}
+	if t.NetworkMode == task.NetworkHost && len(t.NetworksOf("")) > 0 {
+		return nil, unloadablef("label %s: containers of network mode host have the host's networks; use bridge, awsvpc or none", task.LabelNetworks)
+	}
 	if w.DesiredStatus != "STOPPED" {
 		if err := interfaces(t, w); err != nil {
 			return nil, err
@@ -221,10 +224,40 @@ func translateContainer(w *acs.Container) (*task.Container, error) {
 	if err := references(c, w); err != nil {
 		return nil, fault("%w", err)
 	}
+	if err := joins(c); err != nil {
+		return nil, fault("label %s: %w", task.LabelNetworks, err)
+	}
 	if c.Image == "" {
 		return nil, fault("image is empty")
 	}
 	return c, nil
+}
+
+// networkName is what names of CNI networks may be made of (CNI specification), and bounded.
+var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
+
+// joins reads which networks the container's label names.
+func joins(c *task.Container) error {
+	label, ok := c.Config.Labels[task.LabelNetworks]
+	if !ok {
+		return nil
+	}
+	if c.Config.NetworkDisabled {
+		return errors.New("disableNetworking leaves the container without any network")
+	}
+	for name := range strings.SplitSeq(label, ",") {
+		name = strings.TrimSpace(name)
+		switch {
+		case !networkName.MatchString(name):
+			return errors.New("must be names of networks with commas between them")
+		case slices.Contains(c.Networks, name):
+			return fmt.Errorf("network %s is named twice", name)
+		case len(c.Networks) == task.MaxNetworks:
+			return fmt.Errorf("more than %d networks", task.MaxNetworks)
+		}
+		c.Networks = append(c.Networks, name)
+	}
+	return nil
 }
 
 func seconds(name string, n int64) (time.Duration, error) {

@@ -183,6 +183,18 @@ func TestTranslateRefuses(t *testing.T) {
 			c.Secrets = []acs.Secret{{Name: "S", ValueFrom: "s", Provider: "ssm"}}
 			c.DockerConfig = &acs.DockerConfig{Config: `{"Labels":{"berth.secret-files":"/run:S,T"}}`}
 		}), unloadable + "container a: label berth.secret-files: name 2 of the list"},
+		"networks": {first(func(c *acs.Container) {
+			c.DockerConfig = &acs.DockerConfig{Config: `{"Labels":{"berth.networks":"lan,/etc"}}`}
+		}), unloadable + "container a: label berth.networks: must be names"},
+		"network twice": {first(func(c *acs.Container) {
+			c.DockerConfig = &acs.DockerConfig{Config: `{"Labels":{"berth.networks":"lan, lan"}}`}
+		}), unloadable + "container a: label berth.networks: network lan is named twice"},
+		"networks without a network": {first(func(c *acs.Container) {
+			c.DockerConfig = &acs.DockerConfig{Config: `{"NetworkDisabled":true,"Labels":{"berth.networks":"lan"}}`}
+		}), unloadable + "container a: label berth.networks: disableNetworking"},
+		"networks in host mode": {first(func(c *acs.Container) {
+			c.DockerConfig = &acs.DockerConfig{Config: `{"Labels":{"berth.networks":"lan"}}`, HostConfig: `{"NetworkMode":"host"}`}
+		}), unloadable + "label berth.networks: containers of network mode host"},
 		"env file's type": {first(func(c *acs.Container) { c.EnvironmentFiles = []acs.EnvironmentFile{{Value: "v", Type: "nfs"}} }), unloadable + "container a: environmentFiles: type"},
 		"registry auth":   {first(func(c *acs.Container) { c.RegistryAuthentication = &acs.RegistryAuthentication{Type: "ecr"} }), unloadable + "container a: registryAuthentication"},
 		"awsvpc":          {func(w *acs.Task) { w.NetworkMode = "awsvpc" }, unloadable + "a task has network interfaces if"},
@@ -282,5 +294,17 @@ func TestTranslateReferences(t *testing.T) {
 	}
 	if d := cmp.Diff([]string{"arn:aws:s3:::b/k.env"}, c.EnvFiles); d != "" {
 		t.Error(d)
+	}
+}
+
+func TestNetworksOfContainers(t *testing.T) {
+	w := simple(func(*acs.Task) {})
+	w.Containers[0].DockerConfig = &acs.DockerConfig{Config: `{"Labels":{"berth.networks":" lan ,storage"}}`}
+	got, err := Translate(w, cluster)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff([]string{"lan", "storage"}, got.NetworksOf(got.Containers[0].Name)); diff != "" {
+		t.Errorf("networks (-want +got):\n%s", diff)
 	}
 }

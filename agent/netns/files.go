@@ -31,10 +31,11 @@ func (n *Network) writeContainerFiles(t *task.Task, name string, h *Handle) erro
 	if err != nil {
 		return err
 	}
-	resolv, err := n.resolvBase(t.NetworkMode)
+	resolv, err := n.resolvBase(t, h)
 	if err != nil {
 		return err
 	}
+	resolv = overrideResolv(resolv, &task.HostConfig{DNS: h.NameServers, DNSSearch: h.Search})
 	return h.write(n.filesOf(keyOf(t, name)), localHosts+hostLine(h)+extra+links, overrideResolv(resolv, &c.HostConfig))
 }
 
@@ -69,7 +70,7 @@ func (n *Network) writeElasticFiles(t *task.Task, _ string, h *Handle) error {
 		}
 	}
 	first := &t.Interfaces[0]
-	resolv, err := n.resolvBase(t.NetworkMode)
+	resolv, err := n.resolvBase(t, h)
 	if err != nil {
 		return err
 	}
@@ -85,7 +86,7 @@ func (n *Network) writeTaskFiles(t *task.Task, _ string, h *Handle) error {
 	if err != nil {
 		return err
 	}
-	resolv, err := n.resolvBase(t.NetworkMode)
+	resolv, err := n.resolvBase(t, h)
 	if err != nil {
 		return err
 	}
@@ -136,12 +137,15 @@ func (h *Handle) write(dir, hosts, resolv string) error {
 	)
 }
 
-// hostLine names the container's own address.
+// hostLine names the container's own addresses.
 func hostLine(h *Handle) string {
-	if h.IP == "" {
-		return ""
+	var out string
+	for _, ip := range []string{h.IP, h.IPv6} {
+		if ip != "" {
+			out += ip + "\t" + h.Hostname + "\n"
+		}
 	}
-	return h.IP + "\t" + h.Hostname + "\n"
+	return out
 }
 
 // extraHosts are a container's extraHosts.
@@ -186,7 +190,11 @@ func (n *Network) linkHosts(t *task.Task, c *task.Container) (string, error) {
 				names = append(names, other)
 			}
 		}
-		fmt.Fprintf(&b, "%s\t%s\n", a.Address, strings.Join(names, " "))
+		for _, addr := range []netip.Addr{a.Address, a.Address6} {
+			if addr.IsValid() {
+				fmt.Fprintf(&b, "%s\t%s\n", addr, strings.Join(names, " "))
+			}
+		}
 	}
 	return b.String(), nil
 }
@@ -203,15 +211,23 @@ func (n *Network) hostsBase() (string, error) {
 	return withNewline(string(data)), nil
 }
 
-func (n *Network) resolvBase(mode string) (string, error) {
+// resolvBase is the host's resolv.conf, without the name servers that a network of its
+// own does not reach.
+func (n *Network) resolvBase(t *task.Task, h *Handle) (string, error) {
 	data, err := os.ReadFile(n.cfg.Resolv)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("name servers of the host: %w", err)
 	}
-	if mode != task.NetworkBridge && mode != task.NetworkAWSVPC {
+	v4, v6 := h.IP != "", h.IPv6 != ""
+	for i := range t.Interfaces {
+		for _, a := range t.Interfaces[i].Addresses {
+			v4, v6 = v4 || a.Is4(), v6 || a.Is6()
+		}
+	}
+	if t.NetworkMode == task.NetworkHost || !v4 && !v6 {
 		return withNewline(string(data)), nil
 	}
-	text, servers := reachable(string(data))
+	text, servers := reachable(string(data), v4, v6)
 	if servers > 0 {
 		return text, nil
 	}
@@ -219,17 +235,17 @@ func (n *Network) resolvBase(mode string) (string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("name servers of the host: %w", err)
 	}
-	if text, servers := reachable(string(upstream)); servers > 0 {
+	if text, servers := reachable(string(upstream), v4, v6); servers > 0 {
 		return text, nil
 	}
-	n.log.Warn("the host has no name server that tasks in bridge mode could reach; set dnsServers in the container definition, or a name server that is not on a loopback address",
+	n.log.Warn("the host has no name server that tasks with a network of their own could reach; set dnsServers in the container definition, or a name server that is not on a loopback address",
 		"file", n.cfg.Resolv)
 	return text, nil
 }
 
-// reachable is a resolv.conf without name servers on loopback addresses and comments,
-// and how many name servers it has.
-func reachable(text string) (out string, servers int) {
+// reachable is a resolv.conf without comments and without name servers on loopback
+// addresses or in a family that the network does not have, and how many name servers it has.
+func reachable(text string, v4, v6 bool) (out string, servers int) {
 	var b strings.Builder
 	for line := range strings.Lines(text) {
 		fields := strings.Fields(line)
@@ -241,8 +257,7 @@ func reachable(text string) (out string, servers int) {
 				continue
 			}
 			addr, err := netip.ParseAddr(fields[1])
-			// Tasks have IPv4 only.
-			if err != nil || !addr.Is4() || addr.IsLoopback() {
+			if err != nil || addr.IsLoopback() || addr.Is4() && !v4 || addr.Is6() && (!v6 || addr.IsLinkLocalUnicast()) {
 				continue
 			}
 			servers++

@@ -12,6 +12,7 @@
 //	<Dir>/namespaces/<key>   the pinned namespace (modes bridge and none)
 //	<Dir>/bridge/            reservations of ecs-bridge, one file per address
 //	<Dir>/interfaces/        records of ecs-eni, one file per interface of an awsvpc task
+//	<Dir>/cni/               records and results of the operator's networks (package cni)
 //	<Dir>/policies/<mac>     what the security groups of an interface let pass
 //	<Dir>/files/<key>/       hosts, resolv.conf, hostname
 //
@@ -39,17 +40,14 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
-	"maps"
-	"net"
 	"net/netip"
 	"os"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"berth.dev/berth/agent/cni"
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
@@ -65,7 +63,11 @@ type Config struct {
 	Bridge string       // default bridge.DefaultBridge
 	Table  string       // nftables tables; default bridge.TableOf(Bridge)
 	Subnet netip.Prefix // IPv4; default bridge.DefaultSubnet
-	MTU    int          // bytes; default that of the host's default route
+
+	// Subnet6 gives containers in mode bridge IPv6 addresses as well; zero gives none.
+	Subnet6 netip.Prefix
+
+	MTU int // bytes; default that of the host's default route
 
 	// FirstPort and LastPort bound dynamic host ports (ECS_DYNAMIC_HOST_PORT_RANGE);
 	// default the kernel's net.ipv4.ip_local_port_range.
@@ -74,6 +76,11 @@ type Config struct {
 	Resolv         string // default /etc/resolv.conf
 	ResolvUpstream string // default /run/systemd/resolve/resolv.conf
 	Hosts          string // for host mode; default /etc/hosts
+
+	// CNIConfigDir has the networks of the operator's that containers may join besides that
+	// of their task's mode, and PluginDirs their plugins; default DefaultPluginDirs.
+	CNIConfigDir string
+	PluginDirs   []string
 
 	// Pool makes the interfaces of awsvpc tasks that nobody plugs in; nil makes none.
 	Pool *eni.Pool
@@ -114,6 +121,7 @@ type Network struct {
 	host *bridge.Host
 
 	elastic *elastic.Host
+	cni     *cni.Networks
 
 	policyMu sync.Mutex // held while policies are read, written and brought into force
 
@@ -132,6 +140,15 @@ type Handle struct {
 	IP           string `json:"ip,omitempty"`   // mode bridge only
 	Gateway      string `json:"gateway,omitempty"`
 	MAC          string `json:"mac,omitempty"`
+
+	IPv6        string `json:"ipv6,omitempty"`
+	GatewayIPv6 string `json:"gatewayIPv6,omitempty"`
+
+	Networks []Joined `json:"networks,omitempty"` // of the operator's
+
+	// What plugins of the operator's networks told of name servers.
+	NameServers []string `json:"nameServers,omitempty"`
+	Search      []string `json:"search,omitempty"`
 
 	// Containers has, in host mode, the files of those containers that have their own settings.
 	Containers map[string]Files `json:"containers,omitempty"`
@@ -164,7 +181,7 @@ func New(cfg Config) (*Network, error) {
 		}
 	}
 	host, err := bridge.Open(bridge.Config{
-		Bridge: cfg.Bridge, Table: cfg.Table, Subnet: cfg.Subnet, MTU: cfg.MTU,
+		Bridge: cfg.Bridge, Table: cfg.Table, Subnet: cfg.Subnet, Subnet6: cfg.Subnet6, MTU: cfg.MTU,
 		FirstPort: cfg.FirstPort, LastPort: cfg.LastPort,
 		Dir: filepath.Join(cfg.Dir, "bridge"), Hold: true, Log: cfg.Log,
 	})
@@ -178,7 +195,14 @@ func New(cfg Config) (*Network, error) {
 	if err := os.MkdirAll(filepath.Join(cfg.Dir, "policies"), 0o700); err != nil {
 		return nil, errors.Join(fmt.Errorf("network: %w", err), host.Close())
 	}
-	return &Network{cfg: cfg, log: cfg.Log, host: host, elastic: enis, expected: map[string]bool{}}, nil
+	if len(cfg.PluginDirs) == 0 {
+		cfg.PluginDirs = DefaultPluginDirs()
+	}
+	others, err := cni.Open(cni.Config{ConfigDir: cfg.CNIConfigDir, PluginDirs: cfg.PluginDirs, Dir: filepath.Join(cfg.Dir, "cni")})
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("network: %w", err), host.Close())
+	}
+	return &Network{cfg: cfg, log: cfg.Log, host: host, elastic: enis, cni: others, expected: map[string]bool{}}, nil
 }
 
 // Close gives up sockets and descriptors; networks stay as they are.
@@ -225,6 +249,7 @@ func (n *Network) TeardownHost(ctx context.Context) error {
 		os.RemoveAll(filepath.Join(n.cfg.Dir, "files")),
 		os.RemoveAll(filepath.Join(n.cfg.Dir, "interfaces")),
 		os.RemoveAll(n.policies()),
+		n.cni.Teardown(),
 	)
 }
 
@@ -328,7 +353,7 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, name string, _ engin
 		}
 		var a *bridge.Attachment
 		if a, err = n.ensureBridged(ctx, t, c); err == nil {
-			h.Path, h.IP, h.Gateway, h.MAC = a.Namespace, a.Address.String(), a.Gateway.String(), a.MAC
+			h.setBridged(a)
 			res.Bindings = bindings(a)
 		}
 	case task.NetworkAWSVPC:
@@ -340,6 +365,9 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, name string, _ engin
 	}
 	if err != nil {
 		return task.Result{}, classify(err)
+	}
+	if err := n.joinNetworks(ctx, t, name, &h, &res); err != nil {
+		return task.Result{}, errors.Join(err, n.remove(context.WithoutCancel(ctx), keyOf(t, name)))
 	}
 	write := n.writeContainerFiles
 	switch t.NetworkMode {
@@ -357,6 +385,14 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, name string, _ engin
 	return res, nil
 }
 
+// setBridged enters the namespace and addresses of a container on the bridge.
+func (h *Handle) setBridged(a *bridge.Attachment) {
+	h.Path, h.IP, h.Gateway, h.MAC = a.Namespace, a.Address.String(), a.Gateway.String(), a.MAC
+	if a.Address6.IsValid() {
+		h.IPv6, h.GatewayIPv6 = a.Address6.String(), a.Gateway6.String()
+	}
+}
+
 func (n *Network) ensureNamespace(path string) error {
 	live, err := eni.Live(path)
 	if live || err != nil {
@@ -368,106 +404,22 @@ func (n *Network) ensureNamespace(path string) error {
 	return errors.Join(eni.CreateNamespace(path, sysctls), fail.Point(fail.NetnsAfterCreate))
 }
 
-// ensureBridged adopts a complete attachment and makes anything less anew. A failed ADD
-// is always followed by its DEL, in package bridge; one that a crash interrupted, here.
-// What is made anew gets new files as well: nothing uses the old ones, and they may name
-// another address.
-func (n *Network) ensureBridged(ctx context.Context, t *task.Task, c *task.Container) (*bridge.Attachment, error) {
-	key := keyOf(t, c.Name)
-	path := n.namespace(key)
-	if n.host.Lookup(attachment(key)) != nil {
-		a, err := n.host.Check(ctx, attachment(key), path)
-		if err == nil {
-			return a, nil
-		}
-		if bridge.KindOf(err) != bridge.Damaged {
-			return nil, err
-		}
-		n.log.Info("making the network of a container anew", "task", t.ID(), "container", c.Name, "err", err)
-		if err := n.remove(ctx, key); err != nil {
-			return nil, err
-		}
-	}
-	ports, err := requests(c)
-	if err != nil {
-		return nil, err
-	}
-	if err := n.ensureNamespace(path); err != nil {
-		return nil, err
-	}
-	if err := fail.Point(fail.CNIBeforeAdd); err != nil {
-		return nil, err
-	}
-	a, err := n.host.Add(ctx, bridge.Request{Key: attachment(key), Namespace: path, Ports: ports, Group: t.ID()})
-	if err == nil {
-		err = fail.Point(fail.CNIAfterAdd)
-	}
-	if err != nil {
-		return nil, errors.Join(err, eni.RemoveNamespace(path))
-	}
-	return a, nil
-}
-
-// Remove takes one network away.
-func (n *Network) Remove(ctx context.Context, t *task.Task, name string, _ task.Handle) error {
-	if !safeID(t.ID()) {
-		return nil // Ensure made nothing
-	}
-	return classify(n.remove(ctx, keyOf(t, name)))
-}
-
-func (n *Network) remove(ctx context.Context, key string) error {
-	if err := n.removeElastic(ctx, key); err != nil {
-		return err
-	}
-	if err := n.removeNetwork(ctx, key); err != nil {
-		return err
-	}
-	return os.RemoveAll(n.filesOf(key))
-}
-
-// removeNetwork lets the kernel take the interface away with its namespace, which it does
-// for many at once, in the background, where deleting an interface takes 20 to 30 ms under the one lock
-// that every network change needs. An interface that stays, because a process still
-// holds the namespace, is deleted.
-func (n *Network) removeNetwork(ctx context.Context, key string) error {
-	if err := ctx.Err(); err != nil {
-		return err
-	}
-	if err := eni.RemoveNamespace(n.namespace(key)); err != nil {
-		return err
-	}
-	if a := n.host.Lookup(attachment(key)); a != nil {
-		n.awaitNoLink(ctx, a.HostVeth)
-	}
-	if err := fail.Point(fail.CNIBeforeDel); err != nil {
-		return err
-	}
-	return errors.Join(n.host.Del(ctx, attachment(key)), fail.Point(fail.CNIAfterDel))
-}
-
-func (n *Network) awaitNoLink(ctx context.Context, name string) {
-	tick := time.NewTicker(vethPoll)
-	defer tick.Stop()
-	deadline := time.NewTimer(vethWait)
-	defer deadline.Stop()
-	for n.host.HasLink(name) {
-		select {
-		case <-tick.C:
-		case <-deadline.C:
-			return
-		case <-ctx.Done():
-			return
-		}
-	}
-}
-
 // Probe says whether the network is there. One whose namespace and interface live, but
 // which lost rules or the bridge, is repaired and counts as there.
 func (n *Network) Probe(ctx context.Context, t *task.Task, name string, _ task.Handle) (task.Observed, error) {
 	if !safeID(t.ID()) {
 		return task.Observed{}, nil
 	}
+	o, err := n.probeOwn(ctx, t, name)
+	if err != nil || !o.Exists {
+		return o, err
+	}
+	o.Exists, err = n.hasJoined(t, name)
+	return o, classify(err)
+}
+
+// probeOwn is Probe without networks of the operator's.
+func (n *Network) probeOwn(ctx context.Context, t *task.Task, name string) (task.Observed, error) {
 	key := keyOf(t, name)
 	switch t.NetworkMode {
 	case task.NetworkHost:
@@ -499,166 +451,4 @@ func (n *Network) Probe(ctx context.Context, t *task.Task, name string, _ task.H
 		}
 	}
 	return task.Observed{Exists: err == nil}, classify(err)
-}
-
-// Owned lists every network on the host with the id of its task, and interfaces on the bridge that no
-// task has.
-func (n *Network) Owned(context.Context) ([]task.Owned, error) {
-	keys := map[string]bool{}
-	for _, dir := range []string{n.namespaces(), filepath.Join(n.cfg.Dir, "files")} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !errors.Is(err, fs.ErrNotExist) {
-			return nil, classify(err)
-		}
-		for _, e := range entries {
-			keys[e.Name()] = true
-		}
-	}
-	for _, a := range n.host.Attachments() {
-		keys[a.ID] = true
-	}
-	enis, err := n.elastic.Attachments()
-	if err != nil {
-		return nil, classify(err)
-	}
-	for _, a := range enis {
-		keys[a.ID] = true
-	}
-	var out []task.Owned
-	for _, key := range slices.Sorted(maps.Keys(keys)) {
-		data, err := json.Marshal(found{Key: key})
-		if err != nil {
-			return nil, err
-		}
-		// The container's name is not known, only its hash.
-		id, name, own := strings.Cut(key, separator)
-		if !own {
-			name = sharedName
-		}
-		out = append(out, task.Owned{Resource: task.ResourceID{Kind: task.KindNetwork, Name: name}, TaskID: id, Handle: data})
-	}
-	strays, err := n.strays()
-	if err != nil {
-		return nil, classify(err)
-	}
-	for _, name := range strays {
-		data, err := json.Marshal(found{Interface: name})
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, task.Owned{Resource: task.ResourceID{Kind: task.KindNetwork, Name: name}, Handle: data})
-	}
-	return out, nil
-}
-
-// found is the handle of what Owned lists: a network, or an interface that it cannot
-// ascribe to a task.
-type found struct {
-	Key       string `json:"key,omitempty"`
-	Interface string `json:"interface,omitempty"`
-}
-
-// Sweep removes one thing that Owned listed.
-func (n *Network) Sweep(ctx context.Context, o task.Owned) error {
-	var s found
-	if err := json.Unmarshal(o.Handle, &s); err != nil {
-		return fault(task.Invalid, err)
-	}
-	if s.Key != "" {
-		if s.Key[0] == '.' || strings.ContainsAny(s.Key, "/\x00") || TaskID(s.Key) != o.TaskID {
-			return faultf(task.Invalid, "network %q of task %q is not a file name of that task", s.Key, o.TaskID)
-		}
-		return classify(n.remove(ctx, s.Key))
-	}
-	// Only what is a stray now: an interface may have got an owner since.
-	strays, err := n.strays()
-	if err != nil || !slices.Contains(strays, s.Interface) {
-		return classify(err)
-	}
-	if n.cfg.Pool != nil && eni.OfPool(s.Interface) {
-		return classify(n.cfg.Pool.RemoveStray(s.Interface))
-	}
-	return classify(n.host.RemoveStray(s.Interface))
-}
-
-// strays are the interfaces on the host that nobody has.
-func (n *Network) strays() ([]string, error) {
-	strays, err := n.host.Strays()
-	if err != nil || n.cfg.Pool == nil {
-		return strays, err
-	}
-	more, err := n.cfg.Pool.Strays(func(mac net.HardwareAddr) bool {
-		n.mu.Lock()
-		defer n.mu.Unlock()
-		return n.expected[mac.String()]
-	})
-	return append(strays, more...), err
-}
-
-// requests are a container's port mappings as package bridge takes them.
-func requests(c *task.Container) ([]bridge.Port, error) {
-	var out []bridge.Port
-	for _, p := range c.Ports {
-		first, count, err := span(p)
-		if err != nil {
-			return nil, &bridge.Error{Kind: bridge.Invalid, Err: fmt.Errorf("container %s: %w", c.Name, err)}
-		}
-		out = append(out, bridge.Port{
-			Protocol: p.Protocol, HostPort: p.HostPort, ContainerPort: first, Count: count, Label: c.Name,
-		})
-	}
-	return out, nil
-}
-
-// span is a mapping's first container port and, for a range, how many there are.
-func span(p task.Port) (first, count uint16, err error) {
-	if p.ContainerRange == "" {
-		return p.ContainerPort, 0, nil
-	}
-	a, b, ok := strings.Cut(p.ContainerRange, "-")
-	lo, err1 := strconv.ParseUint(a, 10, 16)
-	hi, err2 := strconv.ParseUint(b, 10, 16)
-	if !ok || err1 != nil || err2 != nil || lo == 0 || lo > hi || hi-lo == 65535 {
-		return 0, 0, fmt.Errorf("containerPortRange %q: must be FIRST-LAST, for example 8000-8010", p.ContainerRange)
-	}
-	return uint16(lo), uint16(hi - lo + 1), nil
-}
-
-// bindIP is reported for every binding: ports are published on all IPv4 addresses.
-const bindIP = "0.0.0.0"
-
-// bindings are the published ports by container, as they are reported.
-func bindings(a *bridge.Attachment) map[string][]task.Binding {
-	out := map[string][]task.Binding{}
-	for _, p := range a.Ports {
-		out[p.Label] = append(out[p.Label], binding(p))
-	}
-	return out
-}
-
-func binding(p bridge.Port) task.Binding {
-	b := task.Binding{BindIP: bindIP, Protocol: p.Protocol}
-	if p.Count == 0 {
-		b.ContainerPort, b.HostPort = p.ContainerPort, p.HostPort
-		return b
-	}
-	b.ContainerRange = fmt.Sprintf("%d-%d", p.ContainerPort, int(p.ContainerPort)+int(p.Count)-1)
-	b.HostRange = fmt.Sprintf("%d-%d", p.HostPort, int(p.HostPort)+int(p.Count)-1)
-	return b
-}
-
-// informative are the bindings of host mode, where a container's port is the host's.
-func informative(t *task.Task) (map[string][]task.Binding, error) {
-	out := map[string][]task.Binding{}
-	for i := range t.Containers {
-		ports, err := requests(&t.Containers[i])
-		if err != nil {
-			return nil, err
-		}
-		for _, p := range ports {
-			p.HostPort = p.ContainerPort
-			out[p.Label] = append(out[p.Label], binding(p))
-		}
-	}
-	return out, nil
 }

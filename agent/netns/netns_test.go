@@ -32,7 +32,7 @@ var (
 
 func TestMain(m *testing.M) { os.Exit(enitest.Main(m)) }
 
-func open(t testing.TB) *Network {
+func open(t testing.TB, change ...func(*Config)) *Network {
 	t.Helper()
 	enitest.Root(t)
 	dir := t.TempDir()
@@ -41,6 +41,9 @@ func open(t testing.TB) *Network {
 		t.Fatal(err)
 	}
 	cfg := Config{Dir: filepath.Join(dir, "net"), Resolv: resolv, Log: slog.New(slog.NewTextHandler(t.Output(), nil))}
+	for _, f := range change {
+		f(&cfg)
+	}
 	before := enitest.Snapshot(t, cfg.Dir)
 	n, err := New(cfg)
 	if err != nil {

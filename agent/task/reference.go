@@ -1,5 +1,7 @@
 package task
 
+import "slices"
+
 // SecretRef says where the value of a secret is and what it becomes. It is no secret
 // itself (agent protocol, "PayloadMessage task model").
 type SecretRef struct {
@@ -57,3 +59,31 @@ type RegistryAuth struct {
 // instead of variables: a directory in the container, and optionally a colon and the
 // names of the secrets that it is for with commas between them.
 const LabelSecretFiles = "berth.secret-files"
+
+// LabelNetworks is the docker label by which a container joins networks of the
+// operator's: their names, with commas between them.
+const LabelNetworks = "berth.networks"
+
+// NetworkAttribute begins the name of the attribute that an instance has for each
+// network of its operator's, and that a task which names the network requires.
+const NetworkAttribute = "berth.capability.network."
+
+// MaxNetworks bounds how many networks one container may name.
+const MaxNetworks = 8
+
+// NetworksOf lists the networks that the named container joins besides that of the
+// task's mode; with a network that all containers share, those of all of them.
+func (t *Task) NetworksOf(container string) []string {
+	if c := t.Container(container); c != nil && (t.NetworkMode == NetworkBridge || t.NetworkMode == NetworkNone) {
+		return c.Networks
+	}
+	var out []string
+	for i := range t.Containers {
+		for _, n := range t.Containers[i].Networks {
+			if !slices.Contains(out, n) {
+				out = append(out, n)
+			}
+		}
+	}
+	return out
+}

@@ -87,6 +87,7 @@ type Container struct {
 	Mounts      []Mount           `json:"mounts,omitempty"`
 	VolumesFrom []VolumesFrom     `json:"volumesFrom,omitempty"`
 	Links       []string          `json:"links,omitempty"`
+	Networks    []string          `json:"networks,omitempty"` // of the operator's, besides that of the task's mode
 	DependsOn   []Dependency      `json:"dependsOn,omitempty"`
 
 	StartTimeout time.Duration `json:"startTimeout,omitempty"` // 0 means no limit on the dependents' wait

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"maps"
 	"net/http"
+	"net/netip"
 	"regexp"
 	"strconv"
 	"strings"
@@ -301,18 +302,43 @@ func span(s string) (first, last int) {
 // host and none, the reference shows an empty one.
 func networks(t *task.Task, r *task.Record, version int) []tmds.Network {
 	var h struct {
-		IP   string `json:"ip"`
-		IPv6 string `json:"ipv6"`
-	}
-	if len(t.Interfaces) > 0 {
-		return []tmds.Network{elastic(t, version)}
+		IP       string   `json:"ip"`
+		IPv6     string   `json:"ipv6"`
+		Networks []joined `json:"networks"`
 	}
 	if len(r.Handle) > 0 && json.Unmarshal(r.Handle, &h) != nil {
 		return nil
+	}
+	if len(t.Interfaces) > 0 {
+		return append([]tmds.Network{elastic(t, version)}, others(h.Networks)...)
 	}
 	n := tmds.Network{NetworkMode: t.NetworkMode, IPv4Addresses: []string{h.IP}}
 	if h.IPv6 != "" {
 		n.IPv6Addresses = []string{h.IPv6}
 	}
-	return []tmds.Network{n}
+	return append([]tmds.Network{n}, others(h.Networks)...)
+}
+
+// joined is a network of the host's operator, as the handle of a network tells of it.
+type joined struct {
+	Network   string         `json:"network"`
+	MAC       string         `json:"mac"`
+	Addresses []netip.Prefix `json:"addresses"`
+}
+
+// others are the networks of the operator's, whose names stand for their modes.
+func others(list []joined) []tmds.Network {
+	var out []tmds.Network
+	for _, j := range list {
+		n := tmds.Network{NetworkMode: j.Network, MACAddress: j.MAC}
+		for _, p := range j.Addresses {
+			if p.Addr().Is4() {
+				n.IPv4Addresses = append(n.IPv4Addresses, p.Addr().String())
+			} else {
+				n.IPv6Addresses = append(n.IPv6Addresses, p.Addr().String())
+			}
+		}
+		out = append(out, n)
+	}
+	return out
 }

@@ -1,6 +1,7 @@
 package api
 
 import (
+	"regexp"
 	"slices"
 	"strings"
 
@@ -103,6 +104,16 @@ const (
 	runtimeCapability = "berth.capability.runtime."
 )
 
+// A container joins networks of its instance's operator by a docker label, and its task
+// then requires the attributes that agents register for them (docs/networks.md).
+const (
+	networksLabel     = "berth.networks"
+	networkCapability = "berth.capability.network."
+)
+
+// networkRule is what names of CNI networks are made of (CNI specification), and bounded.
+var networkRule = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,63}$`)
+
 // requiredAttributes lists the capabilities that an instance must have
 // registered to run a definition.
 func requiredAttributes(d *types.TaskDefinition) []types.Attribute {
@@ -150,6 +161,11 @@ func requiredAttributes(d *types.TaskDefinition) []types.Attribute {
 	for i := range d.ContainerDefinitions {
 		if name := d.ContainerDefinitions[i].DockerLabels[runtimeLabel]; name != "" {
 			need[runtimeCapability+name] = true
+		}
+		for name := range strings.SplitSeq(d.ContainerDefinitions[i].DockerLabels[networksLabel], ",") {
+			if name = strings.TrimSpace(name); name != "" {
+				need[networkCapability+name] = true
+			}
 		}
 	}
 	names := make([]string, 0, len(need))

@@ -152,6 +152,7 @@ func TestDefinitionRules(t *testing.T) {
 		{"security option", one(`"dockerSecurityOptions":["open-sesame"]`, ""), "security option 'open-sesame'"},
 		{"security options", one(`"dockerSecurityOptions":["no-new-privileges","seccomp:unconfined","apparmor=mine","label:type:x"]`, ""), ""},
 		{"runtime label", one(`"dockerLabels":{"berth.runtime":"/bin/sh"}`, ""), "name of a runtime"},
+		{"networks label", one(`"dockerLabels":{"berth.networks":"lan,../x"}`, ""), "names of networks"},
 		{"ulimit", one(`"ulimits":[{"name":"nofile","softLimit":2,"hardLimit":1}]`, ""), "ulimit nofile"},
 
 		{"volume", one(`"mountPoints":[{"sourceVolume":"v","containerPath":"/x"}]`, `"volumes":[{"name":"v"}]`), ""},
@@ -192,6 +193,7 @@ func TestRequiredAttributes(t *testing.T) {
 	for text, want := range map[string]string{
 		one("", ""): "[]",
 		one(`"dockerLabels":{"berth.runtime":"crun"}`, ""):                                                                          "[berth.capability.runtime.crun]",
+		one(`"dockerLabels":{"berth.networks":"lan, storage"}`, ""):                                                                 "[berth.capability.network.lan berth.capability.network.storage]",
 		one(`"dockerSecurityOptions":["label:type:x","apparmor=y"]`, ""):                                                            "[com.amazonaws.ecs.capability.apparmor com.amazonaws.ecs.capability.selinux]",
 		one(`"privileged":true`, ""):                                                                                                "[com.amazonaws.ecs.capability.privileged-container]",
 		one(`"logConfiguration":{"logDriver":"json-file"}`, ""):                                                                     "[com.amazonaws.ecs.capability.logging-driver.json-file]",

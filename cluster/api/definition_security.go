@@ -40,6 +40,13 @@ func checkSecurity(_ *types.TaskDefinition, c *types.ContainerDefinition) error 
 		}
 		return clientException("The security option '%s' of container '%s' is invalid. Use no-new-privileges, seccomp:PROFILE, apparmor:PROFILE, label:VALUE or credentialspec:FILE.", clip(o), *c.Name)
 	}
+	if list, ok := c.DockerLabels[networksLabel]; ok {
+		for name := range strings.SplitSeq(list, ",") {
+			if !networkRule.MatchString(strings.TrimSpace(name)) {
+				return clientException("The label %s of container '%s' must be names of networks with commas between them, such as lan,storage.", networksLabel, *c.Name)
+			}
+		}
+	}
 	if name, ok := c.DockerLabels[runtimeLabel]; ok && !runtimeRule.MatchString(name) {
 		return clientException("The label %s of container '%s' must be the name of a runtime, such as crun.", runtimeLabel, *c.Name)
 	}

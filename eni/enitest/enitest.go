@@ -99,11 +99,19 @@ func In(path string, fn func() error) error {
 func Listen(t testing.TB, path, address string) net.Listener {
 	t.Helper()
 	var l net.Listener
-	if err := In(path, func() (err error) { l, err = net.Listen("tcp4", address); return err }); err != nil {
+	if err := In(path, func() (err error) { l, err = net.Listen(network(address), address); return err }); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = l.Close() })
 	return l
+}
+
+// network is IPv4 unless the address is written as one of IPv6.
+func network(address string) string {
+	if strings.HasPrefix(address, "[") {
+		return "tcp6"
+	}
+	return "tcp4"
 }
 
 // Echo serves TCP inside a namespace: each connection gets a line with its own remote
@@ -132,7 +140,7 @@ func Echo(t testing.TB, path, address string) {
 // the address that the server saw.
 func Dial(path, address string, timeout time.Duration) (seen string, err error) {
 	err = In(path, func() error {
-		c, err := net.DialTimeout("tcp4", address, timeout)
+		c, err := net.DialTimeout(network(address), address, timeout)
 		if err != nil {
 			return err
 		}
@@ -194,9 +202,12 @@ func Snapshot(t testing.TB, dirs ...string) []string {
 	for _, a := range addrs {
 		add("address %s", a.IPNet)
 	}
-	routes, err := netlink.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
 	must(err)
 	for _, r := range routes {
+		if r.Dst != nil && r.Dst.IP.IsMulticast() {
+			continue // the kernel makes them for every interface, in its own time
+		}
 		add("route %s", r)
 	}
 	out = append(out, ruleset(t)...)
@@ -208,9 +219,13 @@ func Snapshot(t testing.TB, dirs ...string) []string {
 			add("mount %s", f[4])
 		}
 	}
-	forward, err := os.ReadFile("/proc/sys/net/ipv4/ip_forward")
-	must(err)
-	add("ip_forward %s", strings.TrimSpace(string(forward)))
+	for _, key := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding", "ipv6/conf/default/accept_ra"} {
+		value, err := os.ReadFile(filepath.Join("/proc/sys/net", key))
+		if !errors.Is(err, os.ErrNotExist) {
+			must(err)
+			add("%s %s", key, strings.TrimSpace(string(value)))
+		}
+	}
 	for _, dir := range dirs {
 		must(filepath.WalkDir(dir, func(path string, _ os.DirEntry, err error) error {
 			if err == nil || !errors.Is(err, os.ErrNotExist) {

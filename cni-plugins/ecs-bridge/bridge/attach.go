@@ -104,7 +104,7 @@ func (h *Host) reserve(r Request) (*Attachment, sockets, error) {
 	a := &Attachment{
 		ID: r.ID, IfName: r.IfName, Group: r.Group, Namespace: r.Namespace,
 		Bridge: h.cfg.Bridge, HostVeth: vethName(h.cfg.Bridge, r.Key),
-		Gateway: h.cfg.gateway(), MTU: h.mtu, Ports: ports,
+		Gateway: h.cfg.gateway(), Gateway6: h.cfg.beside(h.cfg.gateway()), MTU: h.mtu, Ports: ports,
 	}
 	if err := h.claimAddress(a); err != nil {
 		return nil, nil, errors.Join(err, bound.close())
@@ -129,7 +129,7 @@ func (h *Host) claimAddress(a *Attachment) error {
 		if _, taken := h.byAddr[addr]; taken {
 			continue
 		}
-		a.Address, a.MAC = addr, macOf(addr).String()
+		a.Address, a.Address6, a.MAC = addr, h.cfg.beside(addr), macOf(addr).String()
 		err := h.res.claim(a)
 		if errors.Is(err, fs.ErrExist) {
 			// Another process took it, or the file is nobody's and waits for a sweep.
@@ -166,6 +166,11 @@ func (h *Host) connect(ctx context.Context, a *Attachment, ns *eni.Namespace) er
 	}
 	if err := h.route.LinkSetUp(host); err != nil {
 		return fmt.Errorf("interface %s: %w", a.HostVeth, err)
+	}
+	if a.Address6.IsValid() {
+		if err := ns.Do(func() error { return enableIPv6(a.IfName) }); err != nil {
+			return err
+		}
 	}
 	if err := configure(inside, a); err != nil {
 		return err
@@ -243,24 +248,50 @@ func configure(inside *netlink.Handle, a *Attachment) error {
 	if err := inside.LinkSetMTU(link, a.MTU); err != nil {
 		return fmt.Errorf("mtu %d of interface %s: %w", a.MTU, a.IfName, err)
 	}
-	if err := inside.AddrAdd(link, &netlink.Addr{IPNet: host32(a.Address)}); err != nil {
-		return fmt.Errorf("address %s of interface %s: %w", a.Address, a.IfName, err)
+	for _, addr := range a.addresses() {
+		x := &netlink.Addr{IPNet: alone(addr)}
+		if addr.Is6() {
+			x.Flags = unix.IFA_F_NODAD // it is reserved; a tentative address cannot be used
+		}
+		if err := inside.AddrAdd(link, x); err != nil {
+			return fmt.Errorf("address %s of interface %s: %w", addr, a.IfName, err)
+		}
 	}
 	if err := inside.LinkSetUp(link); err != nil {
 		return fmt.Errorf("interface %s: %w", a.IfName, err)
 	}
-	toGateway := &netlink.Route{LinkIndex: index, Dst: host32(a.Gateway), Scope: netlink.SCOPE_LINK, Src: a.Address.AsSlice()}
-	if err := inside.RouteAdd(toGateway); err != nil {
-		return fmt.Errorf("route to %s: %w", a.Gateway, err)
-	}
-	if err := inside.RouteAdd(&netlink.Route{LinkIndex: index, Gw: a.Gateway.AsSlice(), Src: a.Address.AsSlice()}); err != nil {
-		return fmt.Errorf("default route: %w", err)
+	for i, gw := range a.gateways() {
+		from := a.addresses()[i].AsSlice()
+		toGateway := &netlink.Route{LinkIndex: index, Dst: alone(gw), Scope: netlink.SCOPE_LINK, Src: from}
+		if err := inside.RouteAdd(toGateway); err != nil {
+			return fmt.Errorf("route to %s: %w", gw, err)
+		}
+		if err := inside.RouteAdd(&netlink.Route{LinkIndex: index, Dst: everything(gw), Gw: gw.AsSlice(), Src: from}); err != nil {
+			return fmt.Errorf("default route by %s: %w", gw, err)
+		}
 	}
 	return nil
 }
 
-func host32(a netip.Addr) *net.IPNet {
-	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(32, 32)}
+// enableIPv6 lets an interface have IPv6 addresses, whatever the host's default is. It
+// runs inside the namespace, whose only other interface is the loopback device.
+func enableIPv6(ifname string) error {
+	for _, name := range []string{"lo", ifname} {
+		if err := writeSysctl("ipv6/conf/"+name+"/disable_ipv6", "0"); err != nil {
+			return err
+		}
+	}
+	return writeSysctl("ipv6/conf/"+ifname+"/accept_ra", "0")
+}
+
+// alone is the network of one address.
+func alone(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: a.AsSlice(), Mask: net.CIDRMask(a.BitLen(), a.BitLen())}
+}
+
+// everything is the destination of a default route of an address's family.
+func everything(a netip.Addr) *net.IPNet {
+	return &net.IPNet{IP: make(net.IP, a.BitLen()/8), Mask: net.CIDRMask(0, a.BitLen())}
 }
 
 // Del removes an attachment, or what is left of one. It needs neither the namespace
@@ -364,8 +395,8 @@ func hasUDP(ports []Port) bool {
 // no end that connection tracking could see, so a busy client's flow would otherwise
 // be sent to where it went before for ever.
 type udpFlows struct {
-	address netip.Addr
-	ports   map[uint16]bool
+	addresses []netip.Addr
+	ports     map[uint16]bool
 }
 
 // MatchConntrackFlow implements netlink.CustomConntrackFilter.
@@ -374,11 +405,11 @@ func (f udpFlows) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
 		return false
 	}
 	from, _ := netip.AddrFromSlice(flow.Reverse.SrcIP)
-	return f.ports[flow.Forward.DstPort] || from.Unmap() == f.address
+	return f.ports[flow.Forward.DstPort] || slices.Contains(f.addresses, from.Unmap())
 }
 
 func flushUDP(a *Attachment) error {
-	f := udpFlows{address: a.Address, ports: map[uint16]bool{}}
+	f := udpFlows{addresses: a.addresses(), ports: map[uint16]bool{}}
 	for _, p := range a.Ports {
 		if p.Protocol == "udp" {
 			for _, k := range p.keys() {
@@ -386,8 +417,14 @@ func flushUDP(a *Attachment) error {
 			}
 		}
 	}
-	if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, netlink.FAMILY_V4, f); err != nil {
-		return fmt.Errorf("flush udp flows of %s: %w", a.Address, err)
+	for _, addr := range a.addresses() {
+		family := netlink.InetFamily(netlink.FAMILY_V4)
+		if addr.Is6() {
+			family = netlink.FAMILY_V6
+		}
+		if _, err := netlink.ConntrackDeleteFilters(netlink.ConntrackTable, family, f); err != nil {
+			return fmt.Errorf("flush udp flows of %s: %w", addr, err)
+		}
 	}
 	return nil
 }

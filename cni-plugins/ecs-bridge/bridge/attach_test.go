@@ -349,7 +349,7 @@ func TestTaskCannotUseAnothersAddress(t *testing.T) {
 		if err != nil {
 			return err
 		}
-		return netlink.AddrAdd(link, &netlink.Addr{IPNet: host32(victim.Address)})
+		return netlink.AddrAdd(link, &netlink.Addr{IPNet: alone(victim.Address)})
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -557,7 +557,7 @@ func TestTaskCannotSendToAnotherOnTheBridge(t *testing.T) {
 				return err
 			}
 			return errors.Join(
-				netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: host32(other.Address), Scope: netlink.SCOPE_LINK}),
+				netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: alone(other.Address), Scope: netlink.SCOPE_LINK}),
 				netlink.NeighAdd(&netlink.Neigh{LinkIndex: link.Attrs().Index, IP: other.Address.AsSlice(), HardwareAddr: other.hardwareAddr(), State: netlink.NUD_PERMANENT}))
 		}); err != nil {
 			t.Fatal(err)

@@ -72,12 +72,14 @@ func (h *Host) checkHostSide(a *Attachment) error {
 	case link.Attrs().Flags&net.FlagUp == 0:
 		return fail(Damaged, "interface %s is down", a.HostVeth)
 	}
-	addrs, err := h.route.AddrList(br, netlink.FAMILY_V4)
+	addrs, err := h.route.AddrList(br, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("addresses of bridge %s: %w", h.cfg.Bridge, err)
 	}
-	if !hasAddress(addrs, h.cfg.gateway()) {
-		return fail(Damaged, "bridge %s has lost its address %s", h.cfg.Bridge, h.cfg.gateway())
+	for _, gw := range some(h.cfg.gateway(), h.cfg.beside(h.cfg.gateway())) {
+		if !hasAddress(addrs, gw) {
+			return fail(Damaged, "bridge %s has lost its address %s", h.cfg.Bridge, gw)
+		}
 	}
 	return nil
 }
@@ -114,21 +116,25 @@ func checkInside(a *Attachment, namespace string) (err error) {
 	if link.Attrs().HardwareAddr.String() != a.MAC {
 		return fail(Damaged, "interface %s in %s has MAC address %s instead of %s", a.IfName, namespace, link.Attrs().HardwareAddr, a.MAC)
 	}
-	addrs, err := inside.AddrList(link, netlink.FAMILY_V4)
+	addrs, err := inside.AddrList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("addresses of interface %s: %w", a.IfName, err)
 	}
-	if !hasAddress(addrs, a.Address) {
-		return fail(Damaged, "interface %s in %s has lost its address %s", a.IfName, namespace, a.Address)
+	for _, addr := range a.addresses() {
+		if !hasAddress(addrs, addr) {
+			return fail(Damaged, "interface %s in %s has lost its address %s", a.IfName, namespace, addr)
+		}
 	}
-	routes, err := inside.RouteList(link, netlink.FAMILY_V4)
+	routes, err := inside.RouteList(link, netlink.FAMILY_ALL)
 	if err != nil {
 		return fmt.Errorf("routes of interface %s: %w", a.IfName, err)
 	}
-	if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
-		return (r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(a.Gateway.AsSlice())
-	}) {
-		return fail(Damaged, "the default route in %s is gone", namespace)
+	for _, gw := range a.gateways() {
+		if !slices.ContainsFunc(routes, func(r netlink.Route) bool {
+			return (r.Dst == nil || r.Dst.IP.IsUnspecified()) && r.Gw.Equal(gw.AsSlice())
+		}) {
+			return fail(Damaged, "the default route by %s in %s is gone", gw, namespace)
+		}
 	}
 	return nil
 }

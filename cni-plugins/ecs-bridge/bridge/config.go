@@ -1,6 +1,7 @@
 package bridge
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,8 +35,13 @@ type Config struct {
 	Bridge string       // name of the bridge interface, at most 15 bytes
 	Table  string       // name of the inet and the bridge nftables table; empty takes TableOf(Bridge)
 	Subnet netip.Prefix // IPv4, /8 to /29; its first address is the bridge's
-	MTU    int          // bytes; 0 takes that of the link of the default route
-	Dir    string       // reservations; must be emptied by a reboot or swept after it
+
+	// Subnet6 gives namespaces an IPv6 address as well, and publishes ports on the host's
+	// IPv6 addresses; the zero value is IPv4 only. It must have room for all of Subnet.
+	Subnet6 netip.Prefix
+
+	MTU int    // bytes; 0 takes that of the link of the default route
+	Dir string // reservations; must be emptied by a reboot or swept after it
 
 	// FirstPort and LastPort bound dynamic host ports. Zero takes the kernel's
 	// net.ipv4.ip_local_port_range.
@@ -63,7 +69,7 @@ func (c *Config) normalize() error {
 	if !c.Subnet.IsValid() {
 		c.Subnet = DefaultSubnet
 	}
-	c.Subnet = c.Subnet.Masked()
+	c.Subnet, c.Subnet6 = c.Subnet.Masked(), c.Subnet6.Masked()
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -76,6 +82,12 @@ func (c *Config) normalize() error {
 		return fail(Invalid, "subnet %s: must be IPv4", c.Subnet)
 	case c.Subnet.Bits() < 8 || c.Subnet.Bits() > 29:
 		return fail(Invalid, "subnet %s: the prefix must be between /8 and /29", c.Subnet)
+	case c.Subnet6.IsValid() && (!c.Subnet6.Addr().Is6() || c.Subnet6.Addr().Is4In6() || c.Subnet6.Addr().IsMulticast() || c.Subnet6.Addr().IsLinkLocalUnicast()):
+		return fail(Invalid, "IPv6 subnet %s: must be a network of unicast IPv6 addresses that are not link-local", c.Subnet6)
+	case c.Subnet6.IsValid() && (c.Subnet6.Bits() < 8 || c.Subnet6.Bits() > 96+c.Subnet.Bits()):
+		return fail(Invalid, "IPv6 subnet %s: the prefix must be between /8 and /%d, to have an address for each of %s", c.Subnet6, 96+c.Subnet.Bits(), c.Subnet)
+	case c.Subnet6.IsValid() && c.MTU != 0 && c.MTU < minMTU6:
+		return fail(Invalid, "mtu %d: must be at least %d with IPv6 (RFC 8200)", c.MTU, minMTU6)
 	case c.MTU != 0 && (c.MTU < 576 || c.MTU > 65535):
 		return fail(Invalid, "mtu %d: must be between 576 and 65535, or 0 for the host's", c.MTU)
 	case c.FirstPort > c.LastPort || (c.FirstPort == 0) != (c.LastPort == 0):
@@ -95,8 +107,24 @@ func TableOf(bridge string) string {
 	return strings.NewReplacer("-", "_", ".", "_").Replace(bridge)
 }
 
+// minMTU6 is the least that a link must have for IPv6 (RFC 8200, section 5), in bytes.
+const minMTU6 = 1280
+
 // gateway is the bridge's own address, the first of the subnet.
 func (c *Config) gateway() netip.Addr { return c.Subnet.Addr().Next() }
+
+// beside is the IPv6 address that goes with an IPv4 address: at the same place in its
+// subnet. It is the zero value where there is no IPv6.
+func (c *Config) beside(a netip.Addr) netip.Addr {
+	if !c.Subnet6.IsValid() {
+		return netip.Addr{}
+	}
+	base, addr, out := c.Subnet.Addr().As4(), a.As4(), c.Subnet6.Addr().As16()
+	place := binary.BigEndian.Uint32(addr[:]) - binary.BigEndian.Uint32(base[:])
+	low := out[12:]
+	binary.BigEndian.PutUint32(low, binary.BigEndian.Uint32(low)|place)
+	return netip.AddrFrom16(out)
+}
 
 // Kind sorts errors by what the caller may do.
 type Kind int

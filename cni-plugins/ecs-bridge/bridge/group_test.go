@@ -120,7 +120,7 @@ func TestCheckMissesAMembership(t *testing.T) {
 	a, ns := member(t, h, 1, "a")
 	peer, _ := member(t, h, 2, "a")
 	var e elements
-	e.add(a, peer.Address)
+	e.add(a, peer)
 	c, err := newConn()
 	if err != nil {
 		t.Fatal(err)

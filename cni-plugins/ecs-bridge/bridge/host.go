@@ -33,7 +33,7 @@ type Host struct {
 	mu                  sync.Mutex
 	byKey               map[Key]*Attachment
 	byAddr              map[netip.Addr]Key
-	groups              map[string]map[netip.Addr]bool // published; changed only with nft held, too
+	groups              map[string]map[netip.Addr]*Attachment // published; changed only with nft held, too
 	ports               map[portKey]Key
 	held                map[Key]sockets
 	firstPort, lastPort uint16
@@ -101,7 +101,7 @@ func (h *Host) load() error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.byKey, h.byAddr, h.ports = map[Key]*Attachment{}, map[netip.Addr]Key{}, map[portKey]Key{}
-	h.groups = map[string]map[netip.Addr]bool{}
+	h.groups = map[string]map[netip.Addr]*Attachment{}
 	for _, a := range all {
 		h.remember(a)
 		h.enter(a)
@@ -115,19 +115,19 @@ func (h *Host) enter(a *Attachment) {
 		return
 	}
 	if h.groups[a.Group] == nil {
-		h.groups[a.Group] = map[netip.Addr]bool{}
+		h.groups[a.Group] = map[netip.Addr]*Attachment{}
 	}
-	h.groups[a.Group][a.Address] = true
+	h.groups[a.Group][a.Address] = a
 }
 
-// peers are the addresses of the others in an attachment's group, as far as published.
-func (h *Host) peers(a *Attachment) []netip.Addr {
+// peers are the others in an attachment's group, as far as published.
+func (h *Host) peers(a *Attachment) []*Attachment {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	var out []netip.Addr
-	for addr := range h.groups[a.Group] {
+	var out []*Attachment
+	for addr, p := range h.groups[a.Group] {
 		if addr != a.Address {
-			out = append(out, addr)
+			out = append(out, p)
 		}
 	}
 	return out
@@ -267,7 +267,7 @@ func (h *Host) holdAll(all []*Attachment) {
 				if _, ok := s[k]; ok {
 					continue
 				}
-				if err := s.bind(k); err != nil {
+				if err := s.bind(k, h.families()); err != nil {
 					h.log.Warn("another process has taken a published port; its traffic still goes to the task",
 						"task", a.ID, "port", k.String(), "err", err)
 				}
@@ -291,9 +291,19 @@ func (h *Host) ensureBridge() error {
 	if link.Type() != "bridge" {
 		return fail(Invalid, "bridge %s: an interface of type %s has this name", h.cfg.Bridge, link.Type())
 	}
-	addr := &netlink.Addr{IPNet: &net.IPNet{IP: h.cfg.gateway().AsSlice(), Mask: net.CIDRMask(h.cfg.Subnet.Bits(), 32)}}
+	if err := h.bridgeSysctls(); err != nil {
+		return err
+	}
+	gw := h.cfg.gateway()
+	addr := &netlink.Addr{IPNet: &net.IPNet{IP: gw.AsSlice(), Mask: net.CIDRMask(h.cfg.Subnet.Bits(), 32)}}
 	if err := h.route.AddrReplace(link, addr); err != nil {
 		return fmt.Errorf("address %s of bridge %s: %w", addr.IPNet, h.cfg.Bridge, err)
+	}
+	if h.cfg.Subnet6.IsValid() {
+		addr = &netlink.Addr{IPNet: &net.IPNet{IP: h.cfg.beside(gw).AsSlice(), Mask: net.CIDRMask(h.cfg.Subnet6.Bits(), 128)}, Flags: unix.IFA_F_NODAD}
+		if err := h.route.AddrReplace(link, addr); err != nil {
+			return fmt.Errorf("address %s of bridge %s: %w", addr.IPNet, h.cfg.Bridge, err)
+		}
 	}
 	if err := h.route.LinkSetUp(link); err != nil {
 		return fmt.Errorf("bridge %s: %w", h.cfg.Bridge, err)
@@ -301,21 +311,34 @@ func (h *Host) ensureBridge() error {
 	h.mu.Lock()
 	h.mtu = link.Attrs().MTU
 	h.mu.Unlock()
+	return h.enableForwarding()
+}
+
+// bridgeSysctls settles how the bridge interface treats packets.
+func (h *Host) bridgeSysctls() error {
+	noIPv6 := "1"
+	if h.cfg.Subnet6.IsValid() {
+		noIPv6 = "0"
+	}
 	for _, s := range []struct{ key, value string }{
 		{"ipv4/conf/" + h.cfg.Bridge + "/route_localnet", "1"}, // published ports on 127.0.0.1
 		{"ipv4/conf/" + h.cfg.Bridge + "/rp_filter", "1"},
 		{"ipv4/conf/" + h.cfg.Bridge + "/send_redirects", "0"},
-		{"ipv6/conf/" + h.cfg.Bridge + "/disable_ipv6", "1"},
+		{"ipv6/conf/" + h.cfg.Bridge + "/accept_ra", "0"},
+		{"ipv6/conf/" + h.cfg.Bridge + "/disable_ipv6", noIPv6},
 	} {
-		if err := writeSysctl(s.key, s.value); err != nil {
-			// A kernel without IPv6 has no such key.
-			if strings.HasPrefix(s.key, "ipv6/") && errors.Is(err, fs.ErrNotExist) {
-				continue
+		err := writeSysctl(s.key, s.value)
+		if errors.Is(err, fs.ErrNotExist) && strings.HasPrefix(s.key, "ipv6/") {
+			if !h.cfg.Subnet6.IsValid() {
+				continue // a kernel without IPv6
 			}
+			err = fail(Invalid, "IPv6 subnet %s: this host has no IPv6: %w", h.cfg.Subnet6, err)
+		}
+		if err != nil {
 			return err
 		}
 	}
-	return h.enableForwarding()
+	return nil
 }
 
 func (h *Host) createBridge() (netlink.Link, error) {
@@ -340,26 +363,31 @@ func (h *Host) createBridge() (netlink.Link, error) {
 // checkRoutes refuses a subnet that the host already has a route to, and finds the MTU
 // of the link of the default route.
 func (h *Host) checkRoutes() (mtu int, err error) {
-	routes, err := h.route.RouteList(nil, netlink.FAMILY_V4)
+	routes, err := h.route.RouteList(nil, netlink.FAMILY_ALL)
 	if err != nil {
 		return 0, fmt.Errorf("list routes: %w", err)
 	}
 	mtu = DefaultMTU
 	for _, r := range routes {
 		if r.Dst == nil || r.Dst.IP.IsUnspecified() {
-			if link, err := h.route.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().MTU > 0 {
+			if link, err := h.route.LinkByIndex(r.LinkIndex); err == nil && link.Attrs().MTU > 0 && r.Family == netlink.FAMILY_V4 {
 				mtu = link.Attrs().MTU
 			}
 			continue
 		}
-		ip, ok := netip.AddrFromSlice(r.Dst.IP.To4())
+		ip, ok := netip.AddrFromSlice(r.Dst.IP)
 		if !ok {
 			continue
 		}
 		bits, _ := r.Dst.Mask.Size()
-		if dst := netip.PrefixFrom(ip, bits); dst.Overlaps(h.cfg.Subnet) {
-			return 0, fail(Invalid, "subnet %s overlaps the host's route to %s: choose another subnet for the bridge", h.cfg.Subnet, dst)
+		for _, own := range []netip.Prefix{h.cfg.Subnet, h.cfg.Subnet6} {
+			if dst := netip.PrefixFrom(ip.Unmap(), bits); own.IsValid() && dst.Overlaps(own) {
+				return 0, fail(Invalid, "subnet %s overlaps the host's route to %s: choose another subnet for the bridge", own, dst)
+			}
 		}
+	}
+	if h.cfg.Subnet6.IsValid() {
+		mtu = max(mtu, minMTU6)
 	}
 	return mtu, nil
 }

@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"net"
 	"net/netip"
 	"path/filepath"
 	"regexp"
@@ -40,6 +39,7 @@ type NetConf struct {
 	Bridge    string `json:"bridge,omitempty"`
 	Table     string `json:"table,omitempty"`
 	Subnet    string `json:"subnet,omitempty"`
+	Subnet6   string `json:"subnet6,omitempty"` // IPv6; empty is IPv4 only
 	MTU       int    `json:"mtu,omitempty"`
 	DataDir   string `json:"dataDir,omitempty"`
 	PortRange string `json:"portRange,omitempty"` // "first-last", for host ports that are 0
@@ -83,12 +83,18 @@ func ParseNetConf(data []byte) (*NetConf, Config, error) {
 		cfg.Dir = DefaultDataDir
 	}
 	cfg.Dir = filepath.Join(cfg.Dir, n.Name)
-	if n.Subnet != "" {
-		p, err := netip.ParsePrefix(n.Subnet)
-		if err != nil {
-			return nil, Config{}, fail(Invalid, "subnet: %w", err)
+	for _, s := range []struct {
+		name, text string
+		to         *netip.Prefix
+	}{{"subnet", n.Subnet, &cfg.Subnet}, {"subnet6", n.Subnet6, &cfg.Subnet6}} {
+		if s.text == "" {
+			continue
 		}
-		cfg.Subnet = p
+		p, err := netip.ParsePrefix(s.text)
+		if err != nil {
+			return nil, Config{}, fail(Invalid, "%s: %w", s.name, err)
+		}
+		*s.to = p
 	}
 	if n.PortRange != "" {
 		if c, err := fmt.Sscanf(n.PortRange, "%d-%d", &cfg.FirstPort, &cfg.LastPort); err != nil || c != 2 || cfg.FirstPort == 0 {
@@ -113,7 +119,7 @@ func (n *NetConf) ports() ([]Port, error) {
 		if m.HostPort < 0 || m.HostPort > 65535 || m.ContainerPort < 1 || m.ContainerPort > 65535 {
 			return nil, fail(Invalid, "runtimeConfig.portMappings[%d]: host port %d or container port %d is out of range", i, m.HostPort, m.ContainerPort)
 		}
-		if m.HostIP != "" && m.HostIP != "0.0.0.0" {
+		if m.HostIP != "" && m.HostIP != "0.0.0.0" && m.HostIP != "::" {
 			return nil, fail(Invalid, "runtimeConfig.portMappings[%d].hostIP %q: ports are published on every address; leave it out", i, m.HostIP)
 		}
 		proto := strings.ToLower(m.Protocol)
@@ -127,17 +133,21 @@ func (n *NetConf) ports() ([]Port, error) {
 
 // Result is the attachment as a CNI result.
 func (a *Attachment) Result() *current.Result {
-	sandboxed := 2
-	return &current.Result{
+	const sandboxed = 2
+	r := &current.Result{
 		CNIVersion: current.ImplementedSpecVersion,
 		Interfaces: []*current.Interface{
 			{Name: a.Bridge, Mac: macOf(a.Gateway).String(), Mtu: a.MTU},
 			{Name: a.HostVeth, Mtu: a.MTU},
 			{Name: a.IfName, Mac: a.MAC, Mtu: a.MTU, Sandbox: a.Namespace},
 		},
-		IPs:    []*current.IPConfig{{Interface: &sandboxed, Address: *host32(a.Address), Gateway: a.Gateway.AsSlice()}},
-		Routes: []*types.Route{{Dst: net.IPNet{IP: net.IPv4zero.To4(), Mask: net.CIDRMask(0, 32)}, GW: a.Gateway.AsSlice()}},
 	}
+	for i, gw := range a.gateways() {
+		at := sandboxed // each its own, because they are moved behind what other plugins made
+		r.IPs = append(r.IPs, &current.IPConfig{Interface: &at, Address: *alone(a.addresses()[i]), Gateway: gw.AsSlice()})
+		r.Routes = append(r.Routes, &types.Route{Dst: *everything(gw), GW: gw.AsSlice()})
+	}
+	return r
 }
 
 // Funcs are the plugin's verbs. ctx bounds them all.
@@ -217,8 +227,10 @@ func cmdCheck(ctx context.Context, h *Host, n *NetConf, args *skel.CmdArgs) erro
 	if err != nil {
 		return fail(Invalid, "prevResult: %w", err)
 	}
-	if !slices.ContainsFunc(prev.IPs, func(ip *current.IPConfig) bool { return ip.Address.IP.Equal(a.Address.AsSlice()) }) {
-		return fail(Damaged, "the attachment has address %s, which prevResult does not", a.Address)
+	for _, addr := range a.addresses() {
+		if !slices.ContainsFunc(prev.IPs, func(ip *current.IPConfig) bool { return ip.Address.IP.Equal(addr.AsSlice()) }) {
+			return fail(Damaged, "the attachment has address %s, which prevResult does not", addr)
+		}
 	}
 	return nil
 }

@@ -56,24 +56,44 @@ func validatePorts(ports []Port) error {
 // sockets are the bound sockets that keep host ports from other processes, by port.
 type sockets map[portKey]int
 
+// families says whether a port is taken of IPv4 alone or of both.
+type families int
+
+const (
+	onlyIPv4 families = unix.AF_INET
+	both     families = unix.AF_INET6
+)
+
+// wildcard is the address that stands for all of them.
+func (f families) wildcard(port uint16) unix.Sockaddr {
+	if f == both {
+		return &unix.SockaddrInet6{Port: int(port)}
+	}
+	return &unix.SockaddrInet4{Port: int(port)}
+}
+
 // bind takes one port, or says unix.EADDRINUSE. A TCP socket is made a listening one,
 // because two sockets with SO_REUSEADDR of which none listens may share a port; without
 // SO_REUSEADDR connections of an earlier server in TIME_WAIT would keep the port busy.
 // Nothing is ever accepted: nftables takes the traffic before it gets to the socket.
-func (s sockets) bind(k portKey) error {
+func (s sockets) bind(k portKey, f families) error {
 	kind := unix.SOCK_STREAM
 	if k.proto == unix.IPPROTO_UDP {
 		kind = unix.SOCK_DGRAM
 	}
-	fd, err := unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, err := unix.Socket(int(f), kind|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
 	if err != nil {
 		return os.NewSyscallError("socket", err)
 	}
-	if k.proto == unix.IPPROTO_TCP {
+	if f == both {
+		// Whatever net.ipv6.bindv6only says.
+		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 0))
+	}
+	if err == nil && k.proto == unix.IPPROTO_TCP {
 		err = os.NewSyscallError("setsockopt", unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_REUSEADDR, 1))
 	}
 	if err == nil {
-		err = os.NewSyscallError("bind", unix.Bind(fd, &unix.SockaddrInet4{Port: int(k.port)}))
+		err = os.NewSyscallError("bind", unix.Bind(fd, f.wildcard(k.port)))
 	}
 	if err == nil && k.proto == unix.IPPROTO_TCP {
 		err = os.NewSyscallError("listen", unix.Listen(fd, 1))
@@ -83,6 +103,14 @@ func (s sockets) bind(k portKey) error {
 	}
 	s[k] = fd
 	return nil
+}
+
+// families are those that ports are published for.
+func (h *Host) families() families {
+	if h.cfg.Subnet6.IsValid() {
+		return both
+	}
+	return onlyIPv4
 }
 
 // close gives ports back.
@@ -123,7 +151,7 @@ func (h *Host) bindStatic(p Port, bound sockets) error {
 		if _, twice := bound[k]; twice {
 			return fail(Invalid, "a host port is unavailable: %s is asked for twice", k)
 		}
-		if err := bound.bind(k); err != nil {
+		if err := bound.bind(k, h.families()); err != nil {
 			if errors.Is(err, unix.EADDRINUSE) {
 				return fail(PortTaken, "a host port is unavailable: %s is in use by another process on this host", k)
 			}
@@ -168,12 +196,13 @@ func (h *Host) bindDynamic(p *Port, bound sockets) error {
 
 // bindRun binds all of keys or none, and returns the index of the first busy one, or -1.
 func (h *Host) bindRun(keys []portKey, bound sockets) (busy int, err error) {
+	f := h.families()
 	run := sockets{}
 	for i, k := range keys {
 		_, ours := h.ports[k]
 		_, twice := bound[k]
 		if !ours && !twice {
-			err = run.bind(k)
+			err = run.bind(k, f)
 			if err == nil {
 				continue
 			}

@@ -11,6 +11,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -44,6 +45,8 @@ type Attachment struct {
 	HostVeth  string     `json:"hostVeth"`
 	Address   netip.Addr `json:"address"`
 	Gateway   netip.Addr `json:"gateway"`
+	Address6  netip.Addr `json:"address6,omitzero"` // only with an IPv6 subnet
+	Gateway6  netip.Addr `json:"gateway6,omitzero"`
 	MAC       string     `json:"mac"`
 	MTU       int        `json:"mtu"`
 	Ports     []Port     `json:"ports,omitempty"`
@@ -53,6 +56,15 @@ type Attachment struct {
 func (a *Attachment) Key() Key { return Key{ID: a.ID, IfName: a.IfName} }
 
 func (a *Attachment) hardwareAddr() net.HardwareAddr { return macOf(a.Address) }
+
+// addresses are the attachment's own, IPv4 first; gateways have the same order.
+func (a *Attachment) addresses() []netip.Addr { return some(a.Address, a.Address6) }
+
+func (a *Attachment) gateways() []netip.Addr { return some(a.Gateway, a.Gateway6) }
+
+func some(list ...netip.Addr) []netip.Addr {
+	return slices.DeleteFunc(list, func(a netip.Addr) bool { return !a.IsValid() })
+}
 
 // vethName is the host's end of an attachment's veth pair: 15 bytes, the longest name
 // that the kernel takes.

@@ -21,13 +21,14 @@ import (
 // Names and numbers of the rule set.
 const (
 	// rulesVersion is raised whenever the rules below change, so that an older set is replaced.
-	rulesVersion = 3
+	rulesVersion = 4
 
 	setPublished = "published"
 	setHairpin   = "hairpin"
 	setPeers     = "peers"
 	setPorts     = "ports"
 	setSources   = "sources"
+	suffix6      = "6" // of the IPv6 sets
 
 	elementsPerMessage = 500     // a netlink attribute holds at most 64 KiB
 	batchBuffer        = 8 << 20 // bytes of socket buffer for one batch
@@ -45,13 +46,8 @@ const (
 // a task could have the credentials of all tasks sent to it.
 var hostMetadata = []netip.Prefix{
 	netip.MustParsePrefix("169.254.169.254/32"), netip.MustParsePrefix("169.254.170.2/32"), netip.MustParsePrefix("169.254.170.23/32"),
+	netip.MustParsePrefix("fd00:ec2::254/128"), netip.MustParsePrefix("fd00:ec2::23/128"),
 }
-
-// Registers: the 32-bit ones, of which the 128-bit register n is the group 4+4n to 7+4n.
-const (
-	reg0 = unix.NFT_REG32_00
-	reg1 = unix.NFT_REG32_01
-)
 
 // rules are the two tables of ours and their sets.
 type rules struct {
@@ -60,11 +56,16 @@ type rules struct {
 	bridge *nftables.Table
 
 	published, hairpin, peers, ports, sources *nftables.Set
+
+	// The same for IPv6. They are there always, and empty on a bridge without it.
+	published6, hairpin6, peers6, sources6 *nftables.Set
 }
 
 // sets are all sets of both tables.
 func (r *rules) sets() []*nftables.Set {
-	return []*nftables.Set{r.published, r.hairpin, r.peers, r.ports, r.sources}
+	return []*nftables.Set{
+		r.published, r.hairpin, r.peers, r.ports, r.sources, r.published6, r.hairpin6, r.peers6, r.sources6,
+	}
 }
 
 func newRules(cfg *Config) (*rules, error) {
@@ -77,7 +78,10 @@ func newRules(cfg *Config) (*rules, error) {
 	addrPort, err2 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeInetService)
 	addrAddr, err3 := nftables.ConcatSetType(nftables.TypeIPAddr, nftables.TypeIPAddr)
 	source, err4 := nftables.ConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIPAddr)
-	if err := errors.Join(err1, err2, err3, err4); err != nil {
+	addrPort6, err5 := nftables.ConcatSetType(nftables.TypeIP6Addr, nftables.TypeInetService)
+	addrAddr6, err6 := nftables.ConcatSetType(nftables.TypeIP6Addr, nftables.TypeIP6Addr)
+	source6, err7 := nftables.ConcatSetType(nftables.TypeIFName, nftables.TypeEtherAddr, nftables.TypeIP6Addr)
+	if err := errors.Join(err1, err2, err3, err4, err5, err6, err7); err != nil {
 		return nil, err
 	}
 	r.published = &nftables.Set{Table: r.inet, Name: setPublished, ID: 1, IsMap: true, Concatenation: true, KeyType: protoPort, DataType: addrPort}
@@ -85,12 +89,16 @@ func newRules(cfg *Config) (*rules, error) {
 	r.peers = &nftables.Set{Table: r.inet, Name: setPeers, ID: 5, Concatenation: true, KeyType: addrAddr}
 	r.ports = &nftables.Set{Table: r.bridge, Name: setPorts, ID: 3, KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian}
 	r.sources = &nftables.Set{Table: r.bridge, Name: setSources, ID: 4, Concatenation: true, KeyType: source}
+	r.published6 = &nftables.Set{Table: r.inet, Name: setPublished + suffix6, ID: 6, IsMap: true, Concatenation: true, KeyType: protoPort, DataType: addrPort6}
+	r.hairpin6 = &nftables.Set{Table: r.inet, Name: setHairpin + suffix6, ID: 7, Concatenation: true, KeyType: addrAddr6}
+	r.peers6 = &nftables.Set{Table: r.inet, Name: setPeers + suffix6, ID: 8, Concatenation: true, KeyType: addrAddr6}
+	r.sources6 = &nftables.Set{Table: r.bridge, Name: setSources + suffix6, ID: 9, Concatenation: true, KeyType: source6}
 	return r, nil
 }
 
 // mark is the name of an empty chain that tells which rules a table was made with.
 func (r *rules) mark() string {
-	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s", rulesVersion, r.cfg.Bridge, r.cfg.Subnet))
+	sum := sha256.Sum256(fmt.Appendf(nil, "%d %s %s %s", rulesVersion, r.cfg.Bridge, r.cfg.Subnet, r.cfg.Subnet6))
 	return "rules_" + hex.EncodeToString(sum[:6])
 }
 
@@ -105,7 +113,10 @@ func newConn() (*nftables.Conn, error) {
 }
 
 // elements is what the attachments contribute to the sets.
-type elements struct{ published, hairpin, peers, ports, sources []nftables.SetElement }
+type elements struct {
+	published, hairpin, peers, ports, sources []nftables.SetElement
+	published6, hairpin6, peers6, sources6    []nftables.SetElement
+}
 
 // in returns the elements of one set, by its name.
 func (e *elements) in(set string) []nftables.SetElement {
@@ -118,8 +129,16 @@ func (e *elements) in(set string) []nftables.SetElement {
 		return e.peers
 	case setPorts:
 		return e.ports
-	default:
+	case setSources:
 		return e.sources
+	case setPublished + suffix6:
+		return e.published6
+	case setHairpin + suffix6:
+		return e.hairpin6
+	case setPeers + suffix6:
+		return e.peers6
+	default:
+		return e.sources6
 	}
 }
 
@@ -130,22 +149,40 @@ func ifname(name string) []byte {
 }
 
 // add adds what an attachment contributes, and both directions between it and each peer.
-func (e *elements) add(a *Attachment, peers ...netip.Addr) {
-	ip := a.Address.AsSlice()
-	e.hairpin = append(e.hairpin, nftables.SetElement{Key: slices.Concat(ip, ip)})
+func (e *elements) add(a *Attachment, peers ...*Attachment) {
 	e.ports = append(e.ports, nftables.SetElement{Key: ifname(a.HostVeth)})
-	e.sources = append(e.sources, nftables.SetElement{Key: slices.Concat(ifname(a.HostVeth), a.hardwareAddr(), []byte{0, 0}, ip)})
+	addFamily(a, a.Address, &e.published, &e.hairpin, &e.sources)
 	for _, p := range peers {
-		e.peers = append(e.peers, nftables.SetElement{Key: slices.Concat(ip, p.AsSlice())}, nftables.SetElement{Key: slices.Concat(p.AsSlice(), ip)})
+		addPair(&e.peers, a.Address, p.Address)
 	}
+	if !a.Address6.IsValid() {
+		return
+	}
+	addFamily(a, a.Address6, &e.published6, &e.hairpin6, &e.sources6)
+	for _, p := range peers {
+		if p.Address6.IsValid() {
+			addPair(&e.peers6, a.Address6, p.Address6)
+		}
+	}
+}
+
+// addFamily adds what one address of an attachment contributes to the sets of its family.
+func addFamily(a *Attachment, addr netip.Addr, published, hairpin, sources *[]nftables.SetElement) {
+	ip := addr.AsSlice()
+	*hairpin = append(*hairpin, nftables.SetElement{Key: slices.Concat(ip, ip)})
+	*sources = append(*sources, nftables.SetElement{Key: slices.Concat(ifname(a.HostVeth), a.hardwareAddr(), []byte{0, 0}, ip)})
 	for _, p := range a.Ports {
 		for i, k := range p.keys() {
-			e.published = append(e.published, nftables.SetElement{
+			*published = append(*published, nftables.SetElement{
 				Key: publishedKey(k),
 				Val: slices.Concat(ip, portBytes(p.ContainerPort+uint16(i))),
 			})
 		}
 	}
+}
+
+func addPair(set *[]nftables.SetElement, a, b netip.Addr) {
+	*set = append(*set, nftables.SetElement{Key: slices.Concat(a.AsSlice(), b.AsSlice())}, nftables.SetElement{Key: slices.Concat(b.AsSlice(), a.AsSlice())})
 }
 
 // Members of a concatenation are padded to 4 bytes each.
@@ -168,7 +205,7 @@ func (r *rules) each(e *elements, fn func(*nftables.Set, []nftables.SetElement) 
 }
 
 // publish adds the elements of one attachment, all or none.
-func (r *rules) publish(a *Attachment, peers []netip.Addr) error {
+func (r *rules) publish(a *Attachment, peers []*Attachment) error {
 	var e elements
 	e.add(a, peers...)
 	c, err := newConn()
@@ -185,7 +222,7 @@ func (r *rules) publish(a *Attachment, peers []netip.Addr) error {
 }
 
 // withdraw removes the elements of one attachment. Ones that are gone are success.
-func (r *rules) withdraw(a *Attachment, peers []netip.Addr) error {
+func (r *rules) withdraw(a *Attachment, peers []*Attachment) error {
 	var e elements
 	e.add(a, peers...)
 	c, err := newConn()
@@ -286,7 +323,7 @@ func (r *rules) read() (*snapshot, error) {
 }
 
 // lacks names a set that does not hold what a contributes to it; "" when none.
-func (s *snapshot) lacks(a *Attachment, peers []netip.Addr) string {
+func (s *snapshot) lacks(a *Attachment, peers []*Attachment) string {
 	var e elements
 	e.add(a, peers...)
 	for name, have := range s.sets {
@@ -350,16 +387,19 @@ func (r *rules) addInet(c *nftables.Conn) {
 
 	// route_localnet on the bridge must not let namespaces reach the host's loopback.
 	guard := chain("guard", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityRaw)
-	rule(guard, in, ipv4(), addrIn(ipv4Destination, loopback), verdict(expr.VerdictDrop))
+	rule(guard, in, ipv4.is(), ipv4.destinationIn(loopback), verdict(expr.VerdictDrop))
 
 	for _, a := range hostMetadata {
-		rule(guard, in, ipv4(), addrIn(ipv4Destination, a), toLocal(), verdict(expr.VerdictDrop))
+		f := familyOf(a)
+		rule(guard, in, f.is(), f.destinationIn(a), toLocal(), verdict(expr.VerdictDrop))
 	}
 
 	dnatIn := chain("published_in", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest)
 	dnatOut := chain("published_local", nftables.ChainTypeNAT, nftables.ChainHookOutput, nftables.ChainPriorityNATDest)
-	rule(dnatIn, ipv4(), toLocal(), r.translate())
-	rule(dnatOut, ipv4(), toLocal(), r.translate())
+	for _, ch := range []*nftables.Chain{dnatIn, dnatOut} {
+		rule(ch, ipv4.is(), toLocal(), ipv4.translate(r.published))
+		rule(ch, ipv6.is(), toLocal(), ipv6.translate(r.published6))
+	}
 
 	// With br_netfilter active for bridges, the kernel translates while the frame is still
 	// on the bridge, and sends it from port to port when it goes to another namespace.
@@ -372,18 +412,26 @@ func (r *rules) addInet(c *nftables.Conn) {
 
 	masq := []expr.Any{&expr.Masq{}}
 	snat := chain("masquerade", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource)
-	rule(snat, ipv4(), out, addrIn(ipv4Source, loopback), masq)
-	rule(snat, ipv4(), out, pairIn(r.hairpin), masq)
-	rule(snat, ipv4(), addrIn(ipv4Source, r.cfg.Subnet), nameIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, r.cfg.Bridge), masq)
+	elsewhere := nameIs(expr.MetaKeyOIFNAME, expr.CmpOpNeq, r.cfg.Bridge)
+	rule(snat, ipv4.is(), out, ipv4.sourceIn(loopback), masq)
+	rule(snat, ipv4.is(), out, ipv4.pairIn(r.hairpin), masq)
+	rule(snat, ipv4.is(), ipv4.sourceIn(r.cfg.Subnet), elsewhere, masq)
+	rule(snat, ipv6.is(), out, ipv6.pairIn(r.hairpin6), masq)
+	if r.cfg.Subnet6.IsValid() {
+		rule(snat, ipv6.is(), out, ipv6.sourceIn(netip.PrefixFrom(netip.IPv6Loopback(), 128)), masq)
+		rule(snat, ipv6.is(), ipv6.sourceIn(r.cfg.Subnet6), elsewhere, masq)
+	}
 
 	forward := chain("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter)
 	for _, a := range hostMetadata {
-		rule(forward, in, ipv4(), addrIn(ipv4Destination, a), protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
-		rule(forward, in, ipv4(), addrIn(ipv4Destination, a), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
+		f := familyOf(a)
+		rule(forward, in, f.is(), f.destinationIn(a), protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
+		rule(forward, in, f.is(), f.destinationIn(a), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
 	}
 	rule(forward, out, ct(expr.CtKeySTATE, expr.CtStateBitESTABLISHED|expr.CtStateBitRELATED), verdict(expr.VerdictAccept))
 	rule(forward, out, ct(expr.CtKeySTATUS, statusDNAT), verdict(expr.VerdictAccept))
-	rule(forward, in, out, ipv4(), pairIn(r.peers), verdict(expr.VerdictAccept))
+	rule(forward, in, out, ipv4.is(), ipv4.pairIn(r.peers), verdict(expr.VerdictAccept))
+	rule(forward, in, out, ipv6.is(), ipv6.pairIn(r.peers6), verdict(expr.VerdictAccept))
 	// A reset, because the kernel limits the rate of ICMP errors to one a second and peer.
 	rule(forward, out, protocolIs(unix.IPPROTO_TCP), []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_TCP_RST}})
 	rule(forward, out, []expr.Any{&expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}})
@@ -392,12 +440,14 @@ func (r *rules) addInet(c *nftables.Conn) {
 	// Two namespaces on the same bridge must go on talking through the host, whatever
 	// the kernel thinks of the detour.
 	redirects := chain("redirects", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter)
-	rule(redirects, out, ipv4(), protocolIs(unix.IPPROTO_ICMP), payloadIs(expr.PayloadBaseTransportHeader, 0, []byte{icmpRedirect}), verdict(expr.VerdictDrop))
+	rule(redirects, out, ipv4.is(), protocolIs(unix.IPPROTO_ICMP), icmpType(icmpRedirect), verdict(expr.VerdictDrop))
+	rule(redirects, out, ipv6.is(), protocolIs(unix.IPPROTO_ICMPV6), icmpType(ndRedirect), verdict(expr.VerdictDrop))
 }
 
 // addBridge adds the rules against spoofing: a frame that enters through one of our
-// ports passes if port, MAC and IPv4 or ARP sender address belong together. And it
-// isolates the ports from one another.
+// ports passes if port, MAC and IP or ARP sender address belong together, and if it
+// claims by neighbour discovery no address but its own and no router. And it isolates
+// the ports from one another.
 func (r *rules) addBridge(c *nftables.Conn) {
 	ch := c.AddChain(&nftables.Chain{
 		Name: "sources_only", Table: r.bridge, Type: nftables.ChainTypeFilter,
@@ -421,12 +471,20 @@ func (r *rules) addBridge(c *nftables.Conn) {
 		}, verdict(expr.VerdictDrop))})
 	// The interface's name takes registers 0 to 3, the MAC 4 and 5, the address 6.
 	const regMAC, regAddr = unix.NFT_REG32_04, unix.NFT_REG32_06
-	sender := func(macBase expr.PayloadBase, mac, addr uint32) []expr.Any {
+	sender := func(macBase expr.PayloadBase, mac uint32, base expr.PayloadBase, addr uint32) []expr.Any {
 		return []expr.Any{
 			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1},
 			&expr.Payload{DestRegister: regMAC, Base: macBase, Offset: mac, Len: 6},
-			&expr.Payload{DestRegister: regAddr, Base: expr.PayloadBaseNetworkHeader, Offset: addr, Len: 4},
+			&expr.Payload{DestRegister: regAddr, Base: base, Offset: addr, Len: 4},
 			&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.sources.Name, SetID: r.sources.ID},
+		}
+	}
+	sender6 := func(base expr.PayloadBase, addr uint32, invert bool) []expr.Any {
+		return []expr.Any{
+			&expr.Meta{Key: expr.MetaKeyIIFNAME, Register: unix.NFT_REG_1},
+			&expr.Payload{DestRegister: regMAC, Base: expr.PayloadBaseLLHeader, Offset: 6, Len: 6},
+			&expr.Payload{DestRegister: regAddr, Base: base, Offset: addr, Len: ipv6.size},
+			&expr.Lookup{SourceRegister: unix.NFT_REG_1, SetName: r.sources6.Name, SetID: r.sources6.ID, Invert: invert},
 		}
 	}
 	etherType := func(t uint16) []expr.Any {
@@ -435,89 +493,17 @@ func (r *rules) addBridge(c *nftables.Conn) {
 	rule := func(parts ...[]expr.Any) {
 		c.AddRule(&nftables.Rule{Table: r.bridge, Chain: ch, Exprs: slices.Concat(parts...)})
 	}
-	rule(etherType(unix.ETH_P_IP), sender(expr.PayloadBaseLLHeader, 6, ipv4Source), verdict(expr.VerdictAccept))
-	rule(etherType(unix.ETH_P_ARP), sender(expr.PayloadBaseNetworkHeader, 8, 14), verdict(expr.VerdictAccept))
+	const network, transport = expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader
+	rule(etherType(unix.ETH_P_IP), sender(expr.PayloadBaseLLHeader, 6, network, ipv4.source), verdict(expr.VerdictAccept))
+	rule(etherType(unix.ETH_P_ARP), sender(network, 8, network, 14), verdict(expr.VerdictAccept))
+	ours := isPort(expr.MetaKeyIIFNAME)
+	discovery := func(kind byte) []expr.Any {
+		return slices.Concat(etherType(unix.ETH_P_IPV6), ours, protocolIs(unix.IPPROTO_ICMPV6), icmpType(kind))
+	}
+	for _, kind := range []byte{ndRouterSolicitation, ndRouterAdvertisement, ndRedirect} {
+		rule(discovery(kind), verdict(expr.VerdictDrop))
+	}
+	rule(discovery(ndNeighborAdvertisement), sender6(transport, ndTarget, true), verdict(expr.VerdictDrop))
+	rule(etherType(unix.ETH_P_IPV6), sender6(network, ipv6.source, false), verdict(expr.VerdictAccept))
 	rule(isPort(expr.MetaKeyIIFNAME), verdict(expr.VerdictDrop))
 }
-
-// Offsets in the IPv4 header, and a message type of ICMP.
-const (
-	ipv4Source      = 12
-	ipv4Destination = 16
-	icmpRedirect    = 5
-)
-
-// translate looks protocol and destination port up in the map and sends the packet to
-// the address and port found.
-func (r *rules) translate() []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseTransportHeader, Offset: 2, Len: 2},
-		&expr.Lookup{SourceRegister: reg0, DestRegister: reg0, IsDestRegSet: true, SetName: r.published.Name, SetID: r.published.ID},
-		&expr.NAT{Type: expr.NATTypeDestNAT, Family: unix.NFPROTO_IPV4, RegAddrMin: reg0, RegProtoMin: reg1, Specified: true},
-	}
-}
-
-// pairIn matches packets whose source and destination address are an element of set.
-func pairIn(set *nftables.Set) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Source, Len: 4},
-		&expr.Payload{DestRegister: reg1, Base: expr.PayloadBaseNetworkHeader, Offset: ipv4Destination, Len: 4},
-		&expr.Lookup{SourceRegister: reg0, SetName: set.Name, SetID: set.ID},
-	}
-}
-
-func ipv4() []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: reg0},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{unix.NFPROTO_IPV4}},
-	}
-}
-
-func protocolIs(p byte) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg0},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: []byte{p}},
-	}
-}
-
-func nameIs(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: key, Register: unix.NFT_REG_1},
-		&expr.Cmp{Op: op, Register: unix.NFT_REG_1, Data: ifname(name)},
-	}
-}
-
-func payloadIs(base expr.PayloadBase, offset uint32, data []byte) []expr.Any {
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: base, Offset: offset, Len: uint32(len(data))},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: data},
-	}
-}
-
-func addrIn(offset uint32, p netip.Prefix) []expr.Any {
-	mask := binary.BigEndian.AppendUint32(nil, ^uint32(0)<<(32-p.Bits()))
-	return []expr.Any{
-		&expr.Payload{DestRegister: reg0, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: 4},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: mask, Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: p.Addr().AsSlice()},
-	}
-}
-
-func toLocal() []expr.Any {
-	return []expr.Any{
-		&expr.Fib{Register: reg0, FlagDADDR: true, ResultADDRTYPE: true},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: reg0, Data: binaryutil.NativeEndian.PutUint32(unix.RTN_LOCAL)},
-	}
-}
-
-// ct matches when any of the bits is set in the given conntrack key.
-func ct(key expr.CtKey, bits uint32) []expr.Any {
-	return []expr.Any{
-		&expr.Ct{Key: key, Register: reg0},
-		&expr.Bitwise{SourceRegister: reg0, DestRegister: reg0, Len: 4, Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4)},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg0, Data: make([]byte, 4)},
-	}
-}
-
-func verdict(v expr.VerdictKind) []expr.Any { return []expr.Any{&expr.Verdict{Kind: v}} }
