@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -13,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"sync"
 	"time"
 
@@ -24,9 +22,11 @@ import (
 	"berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/cluster/audit"
+	"berth.dev/berth/cluster/cloudwatch"
 	"berth.dev/berth/cluster/ec2"
 	"berth.dev/berth/cluster/events"
 	"berth.dev/berth/cluster/iam"
+	"berth.dev/berth/cluster/series"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/tcs"
@@ -79,6 +79,9 @@ type Config struct {
 	AuditFile string
 	// Events says to whom state changes are told.
 	Events Events
+	// SeriesBytes is the room on disk for the series of what is measured; 0 means
+	// series.DefaultMaxBytes.
+	SeriesBytes int64
 	Log    *slog.Logger
 	// Faults make the cluster misbehave, for tests.
 	Faults Faults
@@ -130,6 +133,9 @@ type Server struct {
 	node     string
 	member   *store.Membership // nil with an embedded etcd
 	usage    *telemetry.Keeper
+	series   *series.Store
+	recorder *telemetry.Recorder
+	watch    *cloudwatch.Server
 	events   *events.Stream
 	audit    *audit.Log // nil without records
 	metrics  *metrics
@@ -200,6 +206,7 @@ func (s *Server) open(ctx context.Context) error {
 	s.goRun("placer", run, s.api.RunTasks)
 	s.goRun("sessions", run, s.acs.Run)
 	s.goRun("sweeper", run, s.sweep)
+	s.goRun("recorder", run, s.recorder.Run)
 	if s.member != nil {
 		s.goRun("node", run, func(ctx context.Context) error { return s.member.Keep(ctx, s.acs.Rejoined) })
 	}
@@ -273,13 +280,14 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	network := ec2.New(ec2.Config{
 		Store: s.store, Region: c.Region, Account: c.Account, Authenticate: s.api.AuthenticateOperator, Log: c.Log,
 	})
-	s.api.Queries = map[string]api.Query{ec2.Version: network.Serve}
 	s.acs = acs.New(acs.Config{
 		Store: s.store, Authenticate: s.api.Authenticate, Fail: s.api.FailTask, Credentials: s.iam.TaskCredentials,
 		Node: s.node, Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,
 	})
-	s.usage = telemetry.New(nil)
-	s.metrics.registry.MustRegister(telemetry.NewCollector(s.usage, s.store))
+	if err := s.openTelemetry(); err != nil {
+		return err
+	}
+	s.api.Queries = map[string]api.Query{ec2.Version: network.Serve, cloudwatch.Version: s.watch.ServeForm}
 	if err := s.openEvents(ctx); err != nil {
 		return err
 	}
@@ -441,6 +449,9 @@ func (s *Server) Close() error {
 			s.tcs.Close()
 		}
 		s.work.Wait()
+		if s.series != nil {
+			errs = append(errs, s.series.Close())
+		}
 		if s.store != nil {
 			errs = append(errs, s.store.Close())
 		}
@@ -456,82 +467,4 @@ func (s *Server) Close() error {
 		s.end = errors.Join(errs...)
 	})
 	return s.end
-}
-
-func (s *Server) routes() http.Handler {
-	mux := http.NewServeMux()
-	mux.Handle("/{$}", s.faulty(s.api))
-	mux.Handle("GET /ws", s.acs)
-	mux.Handle("GET /tcs/ws", s.tcs)
-	s.joinRoutes(mux)
-	mux.HandleFunc("GET /berth/v1/usage", s.serveUsage)
-	mux.HandleFunc("GET /berth/v1/events", s.serveEvents)
-	mux.HandleFunc("GET /health", s.serveHealth)
-	mux.Handle("GET /metrics", s.metrics.handler())
-	return mux
-}
-
-// faulty applies Faults.SubmitStatus.
-func (s *Server) faulty(next http.Handler) http.Handler {
-	status := s.config.Faults.SubmitStatus
-	if status == nil {
-		return next
-	}
-	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, operation, _ := strings.Cut(r.Header.Get("X-Amz-Target"), ".")
-		if strings.HasPrefix(operation, "Submit") {
-			if code := status(operation); code != 0 {
-				e := api.Error{Code: "ServerException", Message: "injected fault", Status: code}
-				if code < http.StatusInternalServerError {
-					e.Code = "ClientException"
-				}
-				e.Write(w)
-				return
-			}
-		}
-		next.ServeHTTP(w, r)
-	})
-}
-
-// serveHealth tells whether records can be read and written.
-func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
-	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
-	defer cancel()
-	status, text := http.StatusOK, "ok"
-	if err := s.store.Ping(ctx); err != nil {
-		status, text = http.StatusServiceUnavailable, "the store does not answer"
-		s.log.Warn("unhealthy", "err", err)
-	}
-	s.answer(w, status, map[string]string{"status": text})
-}
-
-// operatorOnly refuses a request that is not signed with the operator's key.
-func (s *Server) operatorOnly(r *http.Request, body []byte, what string) error {
-	caller, err := s.api.Authenticate(r, body, "ecs")
-	if err == nil && caller.Kind != api.Operator {
-		err = &api.Error{Code: "AccessDeniedException", Message: "Only the operator's key may " + what + ".", Status: http.StatusForbidden}
-	}
-	return err
-}
-
-// refuse answers with err, which is shown only if it was made to be.
-func (s *Server) refuse(w http.ResponseWriter, what string, err error) {
-	var refused *api.Error
-	if !errors.As(err, &refused) {
-		s.log.Error(what, "err", err)
-		refused = &api.Error{Code: "ServerException", Message: "Service Unavailable. Please try again later.", Status: http.StatusInternalServerError}
-	}
-	refused.Write(w)
-}
-
-func (s *Server) answer(w http.ResponseWriter, status int, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		status, b = http.StatusInternalServerError, nil
-	}
-	w.Header().Set("Content-Type", "application/json")
-	w.WriteHeader(status)
-	if _, err := w.Write(append(b, '\n')); err != nil {
-		s.log.Debug("answer not written", "err", err)
-	}
 }

@@ -25,6 +25,9 @@ func uuid() string {
 	return fmt.Sprintf("%s-%s-4%s-a%s-%s", id[:8], id[8:12], id[13:16], id[17:20], id[20:])
 }
 
+// NewRequestID is a name for a request that is none of the API's own.
+func NewRequestID() string { return uuid() }
+
 // clip bounds what is quoted of a request in an error.
 func clip(s string) string {
 	const most = 128

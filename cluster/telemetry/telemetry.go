@@ -62,6 +62,7 @@ type Keeper struct {
 
 	mu         sync.Mutex
 	containers map[key]*kept
+	dirty      map[int64]bool // minutes, by their number since 1970, with points that no series has
 }
 
 type key struct{ task, container string }
@@ -70,6 +71,7 @@ type key struct{ task, container string }
 type kept struct {
 	instance, family string
 	points           []Point // sorted by time, at most Points
+	fresh            []Point // of them, those that are not on disk, in the order of their arrival
 	heard            time.Time
 }
 
@@ -78,7 +80,7 @@ func New(now func() time.Time) *Keeper {
 	if now == nil {
 		now = time.Now
 	}
-	return &Keeper{now: now, containers: make(map[key]*kept)}
+	return &Keeper{now: now, containers: make(map[key]*kept), dirty: make(map[int64]bool)}
 }
 
 // Take enters a request of an agent.
@@ -152,9 +154,14 @@ func (k *Keeper) enter(id key, instance, family string, now time.Time, p Point) 
 		}
 		copy(c.points, c.points[1:i])
 		c.points[i-1] = p
-		return
+	} else {
+		c.points = slices.Insert(c.points, i, p)
 	}
-	c.points = slices.Insert(c.points, i, p)
+	c.fresh = append(c.fresh, p)
+	if len(c.fresh) > Points { // nobody saves them
+		c.fresh = slices.Delete(c.fresh, 0, len(c.fresh)-Points)
+	}
+	k.dirty[minuteOf(p.At)] = true
 }
 
 // forgetOldest makes room by a sixteenth, so that it is not done for every newcomer.

@@ -1,0 +1,103 @@
+package cluster
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/http"
+	"strings"
+	"time"
+
+	"berth.dev/berth/cluster/api"
+	"berth.dev/berth/cluster/cloudwatch"
+)
+
+func (s *Server) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("/{$}", s.faulty(s.byTarget(s.api)))
+	mux.HandleFunc("POST "+cloudwatch.Path+"{operation}", s.serveCloudWatch)
+	mux.Handle("GET /ws", s.acs)
+	mux.Handle("GET /tcs/ws", s.tcs)
+	s.joinRoutes(mux)
+	mux.HandleFunc("GET /berth/v1/usage", s.serveUsage)
+	mux.HandleFunc("GET /berth/v1/events", s.serveEvents)
+	mux.HandleFunc("GET /health", s.serveHealth)
+	mux.Handle("GET /metrics", s.metrics.handler())
+	return mux
+}
+
+// byTarget finds the service that a request in JSON is for.
+func (s *Server) byTarget(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodPost && strings.HasPrefix(r.Header.Get("X-Amz-Target"), cloudwatch.Target) {
+			s.serveCloudWatch(w, r)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// faulty applies Faults.SubmitStatus.
+func (s *Server) faulty(next http.Handler) http.Handler {
+	status := s.config.Faults.SubmitStatus
+	if status == nil {
+		return next
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		_, operation, _ := strings.Cut(r.Header.Get("X-Amz-Target"), ".")
+		if strings.HasPrefix(operation, "Submit") {
+			if code := status(operation); code != 0 {
+				e := api.Error{Code: "ServerException", Message: "injected fault", Status: code}
+				if code < http.StatusInternalServerError {
+					e.Code = "ClientException"
+				}
+				e.Write(w)
+				return
+			}
+		}
+		next.ServeHTTP(w, r)
+	})
+}
+
+// serveHealth tells whether records can be read and written.
+func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
+	defer cancel()
+	status, text := http.StatusOK, "ok"
+	if err := s.store.Ping(ctx); err != nil {
+		status, text = http.StatusServiceUnavailable, "the store does not answer"
+		s.log.Warn("unhealthy", "err", err)
+	}
+	s.answer(w, status, map[string]string{"status": text})
+}
+
+// operatorOnly refuses a request that is not signed with the operator's key.
+func (s *Server) operatorOnly(r *http.Request, body []byte, what string) error {
+	caller, err := s.api.Authenticate(r, body, "ecs")
+	if err == nil && caller.Kind != api.Operator {
+		err = &api.Error{Code: "AccessDeniedException", Message: "Only the operator's key may " + what + ".", Status: http.StatusForbidden}
+	}
+	return err
+}
+
+// refuse answers with err, which is shown only if it was made to be.
+func (s *Server) refuse(w http.ResponseWriter, what string, err error) {
+	var refused *api.Error
+	if !errors.As(err, &refused) {
+		s.log.Error(what, "err", err)
+		refused = &api.Error{Code: "ServerException", Message: "Service Unavailable. Please try again later.", Status: http.StatusInternalServerError}
+	}
+	refused.Write(w)
+}
+
+func (s *Server) answer(w http.ResponseWriter, status int, v any) {
+	b, err := json.Marshal(v)
+	if err != nil {
+		status, b = http.StatusInternalServerError, nil
+	}
+	w.Header().Set("Content-Type", "application/json")
+	w.WriteHeader(status)
+	if _, err := w.Write(append(b, '\n')); err != nil {
+		s.log.Debug("answer not written", "err", err)
+	}
+}
