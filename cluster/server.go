@@ -82,7 +82,7 @@ type Config struct {
 	// SeriesBytes is the room on disk for the series of what is measured; 0 means
 	// series.DefaultMaxBytes.
 	SeriesBytes int64
-	Log    *slog.Logger
+	Log         *slog.Logger
 	// Faults make the cluster misbehave, for tests.
 	Faults Faults
 }
