@@ -13,8 +13,9 @@ import (
 )
 
 // EFS mounts Amazon's Elastic File System, or any NFS 4.1 server that an operator puts in
-// its place. Where the host has mount.efs (package amazon-efs-utils) that is used;
-// otherwise the kernel's client, for transit encryption through a proxy of Berth's own.
+// its place. Where the host has mount.efs (package amazon-efs-utils) that is used, except
+// for IAM authorization, whose credentials it could not ask for; otherwise the kernel's
+// client, for transit encryption through a proxy of Berth's own.
 type EFS struct {
 	c      EFSConfig
 	shares *shares
@@ -30,6 +31,9 @@ type EFSConfig struct {
 	Targets map[string]string
 	// CAFile has the certificates that a server's is checked against; "" means the system's.
 	CAFile string
+	// Keys are those of the role that authorizes what a task mounts, by the task's ARN;
+	// nil refuses IAM authorization.
+	Keys func(taskARN string) (Keys, error)
 	// Helper finds mount.efs; nil looks on the search path. It returns "" where there is
 	// none.
 	Helper func() string
@@ -43,6 +47,7 @@ type FileSystem struct {
 	Port        int    // of the proxy; 0 means any
 	AccessPoint string
 	IAM         bool
+	TaskARN     string // whose role authorizes with IAM
 	// Netns is the network namespace of the task, which its mount belongs to; "" means
 	// the host's.
 	Netns string
@@ -89,19 +94,21 @@ func (e *EFS) check(v *Volume) error {
 		return failf(ErrInvalid, "efsVolumeConfiguration.rootDirectory must be an absolute path without commas")
 	case (f.IAM || f.AccessPoint != "") && !f.Encrypted:
 		return failf(ErrInvalid, "efsVolumeConfiguration: IAM authorization and access points need transitEncryption")
-	case f.IAM:
-		return failf(ErrInvalid, "efsVolumeConfiguration.authorizationConfig.iam: this agent does not sign for EFS; disable it and limit access by the file system's network")
-	case f.AccessPoint != "" && e.c.Helper() == "":
-		return failf(ErrInvalid, "efsVolumeConfiguration.authorizationConfig.accessPointId: access points need the program mount.efs; install the package amazon-efs-utils on the host")
+	case f.IAM && f.TaskARN == "":
+		return failf(ErrInvalid, "efsVolumeConfiguration.authorizationConfig.iam: it is not known for which task")
 	case e.c.Remote == nil:
 		return failf(ErrInvalid, "this host mounts no network file systems")
 	}
 	return v.check()
 }
 
-// key names the mount: tasks whose options are equal share it.
+// key names the mount: tasks whose options are equal share it. What a role authorizes is
+// one task's.
 func (e *EFS) key(v *Volume) string {
 	f := v.FileSystem
+	if f.IAM {
+		return key("efs", "iam", v.Task, v.Name, f.Netns)
+	}
 	return key("efs", f.ID, path.Clean("/"+f.Root), strconv.FormatBool(f.Encrypted), strconv.Itoa(f.Port), f.AccessPoint, f.Netns)
 }
 
@@ -133,7 +140,7 @@ func (e *EFS) Mount(ctx context.Context, v *Volume) (Mounted, error) {
 		return Mounted{}, err
 	}
 	return bindShared(ctx, e.shares, e.c.Dirs, e.key(v), v, func(point string) error {
-		if helper := e.c.Helper(); helper != "" {
+		if helper := e.c.Helper(); helper != "" && !v.FileSystem.IAM {
 			return e.help(ctx, helper, v.FileSystem, point)
 		}
 		return e.mount(ctx, v.FileSystem, point)
@@ -146,6 +153,16 @@ func (e *EFS) mount(ctx context.Context, f *FileSystem, point string) error {
 	m := remoteMount{Target: point, Netns: f.Netns, Options: strings.Split(efsOptions, ",")}
 	if f.Encrypted {
 		p := proxy{Listen: f.Port, Server: host + ":" + port, Name: e.dnsName(f.ID), CAFile: e.c.CAFile, Netns: f.Netns}
+		if f.IAM || f.AccessPoint != "" {
+			c := &client{FileSystem: f.ID, AccessPoint: f.AccessPoint, Region: e.c.Region}
+			if f.IAM {
+				c.Task = f.TaskARN
+			}
+			if err := e.identify(c, point); err != nil {
+				return err
+			}
+			p.Client = certificateFile(point)
+		}
 		local, err := p.ensure(ctx, e.c.Remote.Program, proxyFile(point))
 		if err != nil {
 			return err

@@ -92,12 +92,12 @@ func TestEFSHelperIsCalledAsMountDoes(t *testing.T) {
 func TestEFSThatIsRefused(t *testing.T) {
 	e, _ := efs(t, "")
 	for want, fs := range map[string]*volumes.FileSystem{
-		"fileSystemId":                         {ID: "../etc"},
-		"accessPointId must be":                {ID: "fs-01234567", AccessPoint: "x", Encrypted: true},
-		"rootDirectory":                        {ID: "fs-01234567", Root: "/a,b"},
-		"need transitEncryption":               {ID: "fs-01234567", IAM: true},
-		"does not sign for EFS":                {ID: "fs-01234567", IAM: true, Encrypted: true},
-		"install the package amazon-efs-utils": {ID: "fs-01234567", AccessPoint: "fsap-01234567", Encrypted: true},
+		"fileSystemId":             {ID: "../etc"},
+		"accessPointId must be":    {ID: "fs-01234567", AccessPoint: "x", Encrypted: true},
+		"rootDirectory":            {ID: "fs-01234567", Root: "/a,b"},
+		"need transitEncryption":   {ID: "fs-01234567", IAM: true},
+		"not known for which task": {ID: "fs-01234567", IAM: true, Encrypted: true},
+		"no credentials of roles":  {ID: "fs-01234567", IAM: true, Encrypted: true, TaskARN: "arn:task"},
 	} {
 		v := &volumes.Volume{Task: "t", Name: "v", FileSystem: fs}
 		if _, err := e.Mount(t.Context(), v); !errors.Is(err, volumes.ErrInvalid) || !strings.Contains(err.Error(), want) {

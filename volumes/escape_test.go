@@ -16,7 +16,7 @@ import (
 	"berth.dev/berth/volumes"
 )
 
-var races = flag.Int("races", 3000, "number of races in TestSwappedLinksNeverEscape")
+var races = flag.Int("races", 10000, "number of races in TestSwappedLinksNeverEscape")
 
 // A task that can write to a directory of the host swaps a directory below it with a
 // link, over and over, while another task is given that directory. It never gets what

@@ -2,6 +2,7 @@ package volumes_test
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"math/rand/v2"
@@ -13,20 +14,25 @@ import (
 	"time"
 
 	"berth.dev/berth/volumes"
+	"berth.dev/berth/volumes/block"
 	"berth.dev/berth/volumes/volumestest"
 )
 
-var kills = flag.Int("kills", 25, "number of kills in TestKilledAnywhereNothingIsLeft")
+var kills = flag.Int("kills", 200, "number of kills in TestKilledAnywhereNothingIsLeft")
 
 // drivers are those of one process, which has each of them once.
 type drivers struct {
 	host  *volumes.Host
 	local *volumes.Local
+	block *volumes.Block
 	state string
 }
 
 func driversOf(d volumes.Dirs) drivers {
-	return drivers{&volumes.Host{Dirs: d}, volumes.NewLocal(volumes.LocalConfig{Dirs: d}), d.State}
+	return drivers{
+		&volumes.Host{Dirs: d}, volumes.NewLocal(volumes.LocalConfig{Dirs: d}),
+		volumes.NewBlock(volumes.BlockConfig{Dirs: d, Pool: &block.Pool{Dir: filepath.Join(d.State, "pool")}}), d.State,
+	}
 }
 
 // every calls do for a volume of every kind of a task.
@@ -34,6 +40,9 @@ func (d drivers) every(task string, do func(driver volumes.Driver, v *volumes.Vo
 	tmpfs := map[string]string{"type": "tmpfs", "o": "size=1m"}
 	do(d.host, &volumes.Volume{Task: task, Name: "host", Source: filepath.Join(d.state, "..", "source", "made")})
 	do(d.local, &volumes.Volume{Task: task, Name: "own"})
+	b := blockVolume(task, "block")
+	b.Block.Size, b.Block.Pooled, b.Block.Delete = 4<<20, true, true
+	do(d.block, b)
 	do(d.local, &volumes.Volume{Task: task, Name: "memory", Options: tmpfs})
 	do(d.local, &volumes.Volume{Task: task, Name: "shared", Scope: volumes.ScopeShared, Autoprovision: true, Options: tmpfs})
 }
@@ -78,7 +87,7 @@ func TestKilledAnywhereNothingIsLeft(t *testing.T) {
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
-		<-time.After(30*time.Millisecond + rand.N(120*time.Millisecond))
+		<-time.After(10*time.Millisecond + rand.N(90*time.Millisecond))
 		if err := cmd.Process.Kill(); err != nil {
 			t.Fatal(err)
 		}
@@ -96,7 +105,7 @@ func TestKilledAnywhereNothingIsLeft(t *testing.T) {
 						t.Errorf("kill %d: unmount %s: %v", n, v.Name, err)
 					}
 				})
-			} else if err := d.Sweep(task); err != nil {
+			} else if err := errors.Join(d.Sweep(task), driversOf(d).block.Sweep(task)); err != nil {
 				t.Errorf("kill %d: sweep: %v", n, err)
 			}
 		}
@@ -109,7 +118,7 @@ func TestKilledAnywhereNothingIsLeft(t *testing.T) {
 		if left := volumestest.Mounts(t, dir); len(left) > 0 {
 			t.Fatalf("kill %d: left mounted: %q", n, left)
 		}
-		for _, sub := range []string{"run/tasks", "run/shared", "state/tasks"} {
+		for _, sub := range []string{"run/tasks", "run/shared", "state/tasks", "state/pool"} {
 			if left, err := os.ReadDir(filepath.Join(dir, sub)); err == nil && len(left) > 0 {
 				t.Fatalf("kill %d: left in %s: %v", n, sub, left)
 			}

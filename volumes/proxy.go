@@ -29,6 +29,7 @@ type proxy struct {
 	Server string `json:"server"`
 	Name   string `json:"name"` // that the server's certificate must be for
 	CAFile string `json:"caFile,omitempty"`
+	Client string `json:"client,omitempty"` // file of the certificate to show, and its key
 	Netns  string `json:"netns,omitempty"`
 	PID    int    `json:"pid,omitempty"`
 }
@@ -177,6 +178,13 @@ func Proxy(file string) error {
 		c.RootCAs = x509.NewCertPool()
 		if !c.RootCAs.AppendCertsFromPEM(pem) {
 			return fmt.Errorf("%s has no certificate", p.CAFile)
+		}
+	}
+	if p.Client != "" {
+		// Read for each connection: it is made anew from time to time.
+		c.GetClientCertificate = func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+			cert, err := tls.LoadX509KeyPair(p.Client, p.Client)
+			return &cert, err
 		}
 	}
 	l, err := net.Listen("tcp4", fmt.Sprintf("127.0.0.1:%d", p.Listen))

@@ -89,7 +89,7 @@ func (d Dirs) Tidy() error {
 			}
 			return err
 		}
-		for _, left := range []string{"proxy.json", "proxy.json.new", "mount", ""} {
+		for _, left := range []string{"proxy.json", "proxy.json.new", "client.json", "client.json.new", "client.pem", "client.pem.new", "mount", ""} {
 			if err := removeEmpty(filepath.Join(dir, left)); err != nil && !errors.Is(err, unix.EBUSY) {
 				return err
 			}

@@ -124,7 +124,7 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 		return nil, errors.Join(err, h.close())
 	}
 	h.storage = volume.NewStorage(filepath.Join(c.Berth.VolumeDir, "storage"), log)
-	h.volumes, err = openVolumes(c, address, h.storage, log)
+	h.volumes, err = openVolumes(c, address, h.storage, r, log)
 	if err != nil {
 		return nil, config.Terminal(errors.Join(err, h.close()))
 	}
@@ -236,7 +236,7 @@ func (h *hostSide) stopShipper() error {
 
 // openVolumes makes the adapter for volumes. Tasks are kept from the agent's own
 // directories and from containerd's.
-func openVolumes(c *config.Config, containerd string, storage *volume.Storage, log *slog.Logger) (*volume.Volumes, error) {
+func openVolumes(c *config.Config, containerd string, storage *volume.Storage, r *roles.Roles, log *slog.Logger) (*volume.Volumes, error) {
 	program, err := programPath("berth-volume", c.Berth.VolumePath, "BERTH_VOLUME_PATH")
 	if err != nil {
 		return nil, err
@@ -255,9 +255,20 @@ func openVolumes(c *config.Config, containerd string, storage *volume.Storage, l
 			},
 			Always: c.Berth.HostPathsAllowed,
 		},
-		Region: c.Cluster.Region, EFSTargets: c.Berth.EFSTargets, EFSCA: c.Berth.EFSCAFile,
+		Region: c.Cluster.Region, EFSTargets: c.Berth.EFSTargets, EFSCA: c.Berth.EFSCAFile, EFSKeys: func(arn string) (volumes.Keys, error) { return efsKeys(r, arn) },
 		Storage: storage, Strict: c.Features.SharedStrict, Drivers: c.Berth.VolumeDrivers, Remote: &volumes.Remote{Program: program}, Log: log,
 	}), nil
+}
+
+// efsKeys are those that authorize what a task mounts.
+func efsKeys(r *roles.Roles, taskARN string) (volumes.Keys, error) {
+	c, err := r.Mounts(taskARN)
+	if err != nil {
+		return volumes.Keys{}, err
+	}
+	return volumes.Keys{
+		AccessKeyID: c.AccessKeyID.Reveal(), SecretAccessKey: c.SecretAccessKey.Reveal(), SessionToken: c.SessionToken.Reveal(),
+	}, nil
 }
 
 // volumePool keeps the block volumes that the cluster hands out; nil keeps none.

@@ -104,6 +104,19 @@ func (r *Roles) Role(t *task.Task) string {
 	return c.RoleARN
 }
 
+// Mounts returns the credentials in whose name a task mounts file systems: those of its
+// task role or, without one, of its execution role.
+func (r *Roles) Mounts(taskARN string) (creds.Credentials, error) {
+	c, err := r.c.Store.Of(taskARN, creds.Application)
+	if task.ClassOf(err) == task.NotFound {
+		c, err = r.c.Store.Of(taskARN, creds.Execution)
+	}
+	if task.ClassOf(err) == task.NotFound {
+		return c, task.Failf(task.Unavailable, "", "the task has credentials neither of a taskRoleArn nor of an executionRoleArn; set one that may mount the file system")
+	}
+	return c, err
+}
+
 // AsInstance is the configuration for calls in the agent's own name.
 func (r *Roles) AsInstance(ctx context.Context, region string) (aws.Config, error) {
 	return r.config(ctx, region, r.c.Instance)

@@ -32,6 +32,7 @@ type Config struct {
 	// EFSTargets and EFSCA are as in volumes.EFSConfig.
 	EFSTargets map[string]string
 	EFSCA      string
+	EFSKeys    func(taskARN string) (volumes.Keys, error)
 	Log        *slog.Logger // nil discards
 }
 
@@ -62,7 +63,7 @@ func New(c Config) *Volumes {
 	return &Volumes{
 		c: c, log: c.Log, host: &volumes.Host{Dirs: c.Dirs, Allowed: c.Allowed},
 		local:    volumes.NewLocal(volumes.LocalConfig{Dirs: c.Dirs, Allowed: c.Allowed, Strict: c.Strict, Remote: c.Remote}),
-		efs:      volumes.NewEFS(volumes.EFSConfig{Dirs: c.Dirs, Remote: c.Remote, Region: c.Region, Targets: c.EFSTargets, CAFile: c.EFSCA}),
+		efs:      volumes.NewEFS(volumes.EFSConfig{Dirs: c.Dirs, Remote: c.Remote, Region: c.Region, Targets: c.EFSTargets, CAFile: c.EFSCA, Keys: c.EFSKeys}),
 		block:    volumes.NewBlock(volumes.BlockConfig{Dirs: c.Dirs, Finder: c.Finder, Pool: c.Pool}),
 		external: make(map[string]*volumes.External),
 	}
@@ -108,7 +109,7 @@ func (s *Volumes) driver(t *task.Task, name string) (volumes.Driver, *volumes.Vo
 		if f == nil {
 			break
 		}
-		v.FileSystem = &volumes.FileSystem{ID: f.FileSystemID, Root: f.Root, Encrypted: f.Encrypted, Port: f.Port, AccessPoint: f.AccessPoint, IAM: f.IAM}
+		v.FileSystem = &volumes.FileSystem{ID: f.FileSystemID, Root: f.Root, Encrypted: f.Encrypted, Port: f.Port, AccessPoint: f.AccessPoint, IAM: f.IAM, TaskARN: t.ARN}
 		return s.efs, v, nil
 	case task.VolumeBlock:
 		if tv.Block == nil {
@@ -209,9 +210,16 @@ func (s *Volumes) Observe(ctx context.Context, _ func(taskID, name string, o tas
 	if s.c.Remote == nil {
 		return nil
 	}
+	var renew sync.WaitGroup
+	renew.Go(func() {
+		s.efs.Renew(ctx, func(err error) {
+			s.log.Warn("a certificate for EFS cannot be made anew yet", "kind", task.KindVolume, "err", err)
+		})
+	})
 	s.c.Dirs.Supervise(ctx, s.c.Remote.Program, func(err error) {
 		s.log.Warn("a TLS proxy cannot be started again", "kind", task.KindVolume, "err", err)
 	})
+	renew.Wait()
 	return ctx.Err()
 }
 
@@ -252,7 +260,7 @@ func classify(name string, err error) error {
 	if err == nil {
 		return nil
 	}
-	class := task.Unclassified
+	class := task.ClassOf(err)
 	switch {
 	case errors.Is(err, volumes.ErrUnavailable):
 		class = task.Unavailable

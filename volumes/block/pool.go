@@ -2,7 +2,6 @@ package block
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -18,7 +17,8 @@ import (
 
 // Pool keeps volumes in files of one directory:
 //
-//	DIR/<volume>.json   whose it is, made first and removed last
+//	DIR/<volume>.of     whose it is, made first and removed last: a link to "delete/TASK"
+//	                    or "keep/TASK", because a link is there as a whole or not at all
 //	DIR/<volume>.img    its content, which has this name when it is complete
 //	DIR/<volume>.new    the same before
 //
@@ -27,8 +27,8 @@ type Pool struct{ Dir string }
 
 // Owned is what is kept of a volume beside its content.
 type Owned struct {
-	Task   string `json:"task"`   // that it was made for
-	Delete bool   `json:"delete"` // when that task has ended
+	Task   string // that it was made for
+	Delete bool   // when that task has ended
 }
 
 // ErrFull is that the file system of the pool has not the room.
@@ -73,16 +73,29 @@ func (p Pool) Create(ctx context.Context, id string, size int64, kind string, o 
 	return os.Rename(fresh, p.file(id, ".img"))
 }
 
+// Words of links.
+const (
+	wordDelete = "delete/"
+	wordKeep   = "keep/"
+)
+
+func (o Owned) text() string {
+	if o.Delete {
+		return wordDelete + o.Task
+	}
+	return wordKeep + o.Task
+}
+
 func (p Pool) record(id string, o Owned) error {
-	b, err := json.Marshal(o)
-	if err != nil {
+	name := p.file(id, ".of")
+	err := os.Symlink(o.text(), name)
+	if !errors.Is(err, fs.ErrExist) {
 		return err
 	}
-	fresh := p.file(id, ".json.new")
-	if err := os.WriteFile(fresh, b, 0o600); err != nil {
-		return err
+	if have, err := os.Readlink(name); err != nil || have != o.text() {
+		return errors.Join(err, fmt.Errorf("volume %s is that of another task: %s", id, have))
 	}
-	return os.Rename(fresh, p.file(id, ".json"))
+	return nil
 }
 
 // allocate makes a file whose room is taken.
@@ -117,7 +130,7 @@ func (p Pool) Delete(id string) error {
 	if !ValidID(id) {
 		return fmt.Errorf("volume %.64q", id)
 	}
-	for _, suffix := range []string{".new", ".img", ".json.new", ".json"} {
+	for _, suffix := range []string{".new", ".img", ".of"} {
 		if err := os.Remove(p.file(id, suffix)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 			return err
 		}
@@ -136,22 +149,19 @@ func (p Pool) Volumes() (map[string]Owned, error) {
 	}
 	out := make(map[string]Owned)
 	for _, e := range entries {
-		id, ok := strings.CutSuffix(e.Name(), ".json")
+		id, ok := strings.CutSuffix(e.Name(), ".of")
 		if !ok || !ValidID(id) {
 			continue
 		}
-		b, err := os.ReadFile(filepath.Join(p.Dir, e.Name()))
+		text, err := os.Readlink(filepath.Join(p.Dir, e.Name()))
 		if errors.Is(err, fs.ErrNotExist) {
 			continue
 		}
-		var o Owned
-		if err == nil {
-			err = json.Unmarshal(b, &o)
-		}
 		if err != nil {
-			return nil, fmt.Errorf("%s: %w", e.Name(), err)
+			return nil, err
 		}
-		out[id] = o
+		word, task, _ := strings.Cut(text, "/")
+		out[id] = Owned{Task: task, Delete: word+"/" == wordDelete}
 	}
 	return out, nil
 }
