@@ -33,6 +33,7 @@ type Setting struct {
 	bounds bounds
 	comma  bool // a list separated by commas rather than a JSON array
 	number bool // a text that must be a decimal number
+	ipv6   bool // a network of IPv6 rather than IPv4
 }
 
 // bounds limit a number or a duration; nil means no limit. below and above say what
@@ -66,6 +67,14 @@ func (s *Setting) id() string {
 		return s.Name
 	}
 	return s.Key
+}
+
+// family is the version of IP that a network is of.
+func (s *Setting) family() string {
+	if s.ipv6 {
+		return "IPv6"
+	}
+	return "IPv4"
 }
 
 // errIgnored marks a value that counts as not given; its words are the warning.
@@ -102,7 +111,7 @@ func (s *Setting) Kind() string {
 	case *Rates:
 		return "two numbers"
 	case *netip.Prefix:
-		return "IPv4 network"
+		return s.family() + " network"
 	case *task.Secret:
 		return "secret"
 	default:
@@ -136,6 +145,9 @@ func (s *Setting) Allowed() string {
 	case *Rates:
 		return "two numbers above 0, such as 40,60, the first not above the second"
 	case *netip.Prefix:
+		if s.ipv6 {
+			return "an IPv6 network, such as fd7b:8a31:44::/64"
+		}
 		return "an IPv4 network, such as 10.88.0.0/16"
 	}
 	if len(s.OneOf) > 0 {
@@ -212,8 +224,8 @@ func (s *Setting) assign(c *Config, text string) (warning string, err error) {
 		return "", to.parse(text)
 	case *netip.Prefix:
 		v, err := netip.ParsePrefix(text)
-		if err != nil || !v.Addr().Is4() {
-			return "", errors.New("not an IPv4 network")
+		if err != nil || v.Addr().Is6() != s.ipv6 || v.Addr().Is4In6() {
+			return "", errors.New("not an " + s.family() + " network")
 		}
 		*to = v.Masked()
 	case *task.Secret:

@@ -433,7 +433,7 @@ func sections() []Section {
 			{Name: "BERTH_BRIDGE_SUBNET", Acted: true,
 				to:   func(c *Config) any { return &c.Berth.BridgeSubnet },
 				Text: "IPv4 network of bridge mode. Empty means the bridge plugin's own."},
-			{Name: "BERTH_BRIDGE_SUBNET_IPV6", Acted: true,
+			{Name: "BERTH_BRIDGE_SUBNET_IPV6", Acted: true, ipv6: true,
 				to:   func(c *Config) any { return &c.Berth.BridgeSubnet6 },
 				Text: "IPv6 network of bridge mode, for example `fd7b:8a31:44::/64`. With it containers have an IPv6 address beside their IPv4 address, their ports are published on the host's IPv6 addresses as well, and the host becomes an IPv6 router. Empty means IPv4 only."},
 			{Name: "BERTH_CNI_CONFIG_DIR", Default: "/etc/berth/cni", Acted: true,
