@@ -88,6 +88,8 @@ type Caller struct {
 	// InstanceARN is the container instance of an instance key; empty
 	// until the key's first RegisterContainerInstance.
 	InstanceARN string
+	// Address is the IP address that the request came from.
+	Address string
 }
 
 // now is the time of the API's clock, in the precision that answers have.

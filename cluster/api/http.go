@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"runtime/debug"
 	"strings"
 	"time"
@@ -120,6 +121,9 @@ func (a *API) perform(r *http.Request, o operation, body []byte) (out any, err e
 // refusal is an *Error.
 func (a *API) Authenticate(r *http.Request, body []byte, service string) (Caller, error) {
 	c, err := a.authenticate(r, body, service)
+	if from, parsed := netip.ParseAddrPort(r.RemoteAddr); parsed == nil {
+		c.Address = from.Addr().Unmap().WithZone("").String()
+	}
 	noteSigner(r.Context(), service, c)
 	return c, err
 }

@@ -3,6 +3,7 @@ package api
 import (
 	"context"
 	"encoding/json"
+	"net/netip"
 	"slices"
 	"strconv"
 	"strings"
@@ -56,6 +57,7 @@ func (a *API) RegisterContainerInstance(ctx context.Context, in *ecs.RegisterCon
 		if err != nil {
 			return err
 		}
+		inst.Address = caller.Address
 		a.describeHost(inst, in)
 		if old := valueOfAttribute(inst.Instance.Attributes, attributeInstanceType); old != "" {
 			if n := valueOfAttribute(in.Attributes, attributeInstanceType); n != "" && n != old {
@@ -165,10 +167,14 @@ func (a *API) describeHost(inst *store.Instance, in *ecs.RegisterContainerInstan
 		Architecture     string `json:"architecture"`
 		ImageID          string `json:"imageId"`
 		AvailabilityZone string `json:"availabilityZone"`
+		PrivateIP        string `json:"privateIp"`
 	}
 	if text := str(in.InstanceIdentityDocument); text != "" && json.Unmarshal([]byte(text), &doc) == nil {
 		if doc.InstanceID != "" {
 			inst.Instance.Ec2InstanceId = &doc.InstanceID
+		}
+		if ip, err := netip.ParseAddr(doc.PrivateIP); err == nil {
+			inst.Address = ip.String()
 		}
 		for name, value := range map[string]string{
 			attributeInstanceType: doc.InstanceType, attributeArchitecture: doc.Architecture,

@@ -88,7 +88,7 @@ func (a *API) table() (map[string]operation, error) {
 		return nil, err
 	}
 	out := make(map[string]operation)
-	for _, part := range []map[string]operation{a.resourceOperations(), a.taskOperations()} {
+	for _, part := range []map[string]operation{a.resourceOperations(), a.taskOperations(), a.serviceOperations()} {
 		for name, o := range part {
 			if name != o.name {
 				return nil, fmt.Errorf("operation %s is listed as %s", o.name, name)

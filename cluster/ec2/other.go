@@ -172,18 +172,6 @@ func orElse(s, other string) string {
 	return s
 }
 
-// describeInstances finds none: the hosts of this cluster are no instances of EC2.
-func (s *Server) describeInstances(_ context.Context, f form) ([]node, error) {
-	ids, err := f.list("InstanceId")
-	if err != nil {
-		return nil, err
-	}
-	if len(ids) > 0 {
-		return nil, failure("InvalidInstanceID.NotFound", "The instance ID '%s' does not exist", clip(ids[0]))
-	}
-	return []node{list("reservationSet")}, nil
-}
-
 // tagged changes the tags of a resource in place of its kind.
 type tagged struct {
 	kind string

@@ -14,6 +14,8 @@ type Instance struct {
 	ID          string
 	// KeyID is the access key that registered the instance.
 	KeyID string
+	// Address is the IP address of the host as its registration showed it, or came from.
+	Address string `json:",omitempty"`
 	// Node is the cluster process that has, or last had, the agent's session.
 	Node string
 	// DeregisteredAt is set while a deregistered instance is still shown as
