@@ -5,6 +5,9 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
+
 	"berth.dev/berth/integ/lab"
 )
 
@@ -77,4 +80,36 @@ func TestNetworksByTheCLI(t *testing.T) {
 		t.Errorf("zone: %v", got)
 	}
 	c.ec2Fails("MissingAuthenticationToken", "describe-vpcs", "--no-sign-request")
+}
+
+// TestDiscovery is what Prometheus' discovery of ECS and of EC2 asks: services, of which
+// there are none, and the instances under the tasks.
+func TestDiscovery(t *testing.T) {
+	t.Parallel()
+	l := lab.Start(t)
+	a := l.Agent(lab.Shape{})
+	c := cli{t, l, cliEnv(l, l.Key)}
+	services := must[*ecs.ListServicesOutput](t, "list services")(l.ECS.ListServices(ctx, &ecs.ListServicesInput{Cluster: s("default")}))
+	if services.ServiceArns == nil || len(services.ServiceArns) > 0 {
+		t.Errorf("services: %v", services.ServiceArns)
+	}
+	_, err := l.ECS.ListServices(ctx, &ecs.ListServicesInput{Cluster: s("nowhere")})
+	wantCode(t, "services of no cluster", err, "ClusterNotFoundException")
+	found := must[*ecs.DescribeServicesOutput](t, "describe services")(l.ECS.DescribeServices(ctx, &ecs.DescribeServicesInput{Services: []string{"web"}}))
+	sameSet(t, "failures", failures(found.Failures), []string{"MISSING arn:aws:ecs:" + lab.Region + ":" + lab.Account + ":service/default/web"})
+
+	instances := must[*ecs.DescribeContainerInstancesOutput](t, "describe instances")(l.ECS.DescribeContainerInstances(ctx, &ecs.DescribeContainerInstancesInput{ContainerInstances: []string{a.ARN}}))
+	id := *instances.ContainerInstances[0].Ec2InstanceId
+	i := at(t, c.ec2("describe-instances", "--instance-ids", id, "--filters", "Name=instance-state-name,Values=running"), "Reservations", 0, "Instances", 0)
+	if at(t, i, "InstanceId") != id || at(t, i, "PrivateIpAddress") != "127.0.0.1" || at(t, i, "Placement", "AvailabilityZone") != lab.Region+"a" || at(t, i, "State", "Name") != "running" {
+		t.Errorf("instance: %v", i)
+	}
+	if list, _ := c.ec2("describe-instances", "--filters", "Name=tag:no,Values=such")["Reservations"].([]any); len(list) > 0 {
+		t.Errorf("instances with a tag that none has: %v", list)
+	}
+	c.ec2Fails("InvalidInstanceID.NotFound", "describe-instances", "--instance-ids", "i-00000000000000000")
+	if _, err := l.ECS.DeregisterContainerInstance(ctx, &ecs.DeregisterContainerInstanceInput{ContainerInstance: &a.ARN, Force: aws.Bool(true)}); err != nil {
+		t.Fatal(err)
+	}
+	c.ec2Fails("InvalidInstanceID.NotFound", "describe-instances", "--instance-ids", id)
 }
