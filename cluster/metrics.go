@@ -1,12 +1,15 @@
 package cluster
 
 import (
+	"context"
 	"net/http"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 	"github.com/prometheus/client_golang/prometheus/collectors"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
+
+	"berth.dev/berth/otlp"
 )
 
 // metrics are what a cluster counts.
@@ -40,6 +43,13 @@ func (m *metrics) gauge(name, help string, value func() float64) {
 func (m *metrics) observe(operation, code string, took time.Duration) {
 	m.requests.WithLabelValues(operation, code).Inc()
 	m.seconds.WithLabelValues(operation).Observe(took.Seconds())
+}
+
+// push pushes the metrics to the receiver that is set, until ctx ends.
+func (s *Server) push(ctx context.Context) error {
+	return otlp.Run(ctx, otlp.Config{
+		Endpoint: s.config.OTLPEndpoint, Metrics: s.metrics.registry, Service: "berth-cluster", Instance: s.node, Log: s.log,
+	})
 }
 
 func (m *metrics) handler() http.Handler {

@@ -31,6 +31,7 @@ import (
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/tcs"
 	"berth.dev/berth/cluster/telemetry"
+	"berth.dev/berth/otlp"
 )
 
 // Defaults of a Config.
@@ -82,7 +83,10 @@ type Config struct {
 	// SeriesBytes is the room on disk for the series of what is measured; 0 means
 	// series.DefaultMaxBytes.
 	SeriesBytes int64
-	Log         *slog.Logger
+	// OTLPEndpoint is the URL of an OpenTelemetry receiver that the metrics are pushed to;
+	// "" means none.
+	OTLPEndpoint string
+	Log          *slog.Logger
 	// Faults make the cluster misbehave, for tests.
 	Faults Faults
 }
@@ -161,6 +165,11 @@ func (c *Config) complete() error {
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
+	if c.OTLPEndpoint != "" {
+		if err := otlp.Check(c.OTLPEndpoint); err != nil {
+			return err
+		}
+	}
 	switch {
 	case c.Dir == "":
 		return errors.New("the cluster's directory is not set")
@@ -207,6 +216,9 @@ func (s *Server) open(ctx context.Context) error {
 	s.goRun("sessions", run, s.acs.Run)
 	s.goRun("sweeper", run, s.sweep)
 	s.goRun("recorder", run, s.recorder.Run)
+	if c.OTLPEndpoint != "" {
+		s.goRun("exporter", run, s.push)
+	}
 	if s.member != nil {
 		s.goRun("node", run, func(ctx context.Context) error { return s.member.Keep(ctx, s.acs.Rejoined) })
 	}

@@ -166,6 +166,7 @@ type Metadata struct {
 	RuntimeStats     bool
 	RuntimeStatsFile string
 	Prometheus       bool
+	OTLPEndpoint     string
 	OffhostInterface string
 	HealthcheckHost  string
 }

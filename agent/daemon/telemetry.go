@@ -14,6 +14,7 @@ import (
 	"berth.dev/berth/agent/ecs"
 	"berth.dev/berth/agent/tcs"
 	"berth.dev/berth/agent/telemetry"
+	"berth.dev/berth/otlp"
 	"berth.dev/berth/stats"
 )
 
@@ -41,6 +42,13 @@ func (a *agent) startTelemetry(ctx context.Context, g *errgroup.Group) error {
 	g.Go(func() error { a.telemetry.Run(ctx); return nil })
 	if a.c.Metadata.Prometheus {
 		g.Go(func() error { return a.servePrometheus(ctx) })
+	}
+	if endpoint := a.c.Metadata.OTLPEndpoint; endpoint != "" {
+		g.Go(func() error {
+			return otlp.Run(ctx, otlp.Config{
+				Endpoint: endpoint, Metrics: a.metrics, Service: "berth-agent", Version: a.version(), Instance: a.instance().InstanceARN, Log: a.log,
+			})
+		})
 	}
 	tlsConfig, err := ecs.TLS(a.c)
 	if err != nil {

@@ -151,6 +151,7 @@ into which root.key, and tls if there is one, was copied from the first.`,
 	f.StringVar(&o.Advertise, "advertise", "", "`host` that clients and agents are told (default the listening address)")
 	f.StringVar(&o.Node, "node", "", "`name` of this process among those on one etcd (default the machine's name and the listening address)")
 	f.StringVar(&o.AuditFile, "audit-file", "", "`path` of the record of all API calls, or off (default audit/audit.log in the directory)")
+	f.StringVar(&o.OTLPEndpoint, "otlp-endpoint", "", "`URL` of an OpenTelemetry receiver that the metrics are pushed to")
 	f.Uint32Var(&seriesSize, "series-size", 256, "room on disk for the series of what is measured, in `MiB`")
 	f.StringVar(&o.Events.File, "events-file", "", "`path` of a file that gets state changes as lines of JSON")
 	f.StringArrayVar(&o.Events.Webhooks, "events-webhook", nil, "`URL` that every state change is posted to, or @ and the path of a file with it; may be given several times")

@@ -32,6 +32,7 @@ var imports = []struct {
 }{
 	{"wire/...", []string{"wire/..."}},
 	{"stats", nil},
+	{"otlp", nil},
 	{"eni/...", []string{"eni/..."}},
 	{"volumes/...", []string{"volumes/..."}},
 	{"cni-plugins/...", []string{"cni-plugins/...", "eni/..."}},
@@ -70,8 +71,8 @@ var imports = []struct {
 	{"agent/telemetry", []string{"wire/...", "stats", "agent/task", "agent/engine", "agent/plan"}},
 	{"agent/join", []string{"wire/join"}},
 	{"agent/report", []string{"agent/task", "agent/state", "agent/fail"}},
-	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "eni/...", "cni-plugins/...", "volumes/..."}},
-	{"cluster/...", []string{"cluster/...", "wire/..."}},
+	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "otlp", "eni/...", "cni-plugins/...", "volumes/..."}},
+	{"cluster/...", []string{"cluster/...", "wire/...", "otlp"}},
 	{"cmd/...", []string{"agent/...", "cluster/...", "wire/...", "eni/...", "cni-plugins/...", "volumes/...", "cmd/...", "integ/testimage"}},
 	{"packaging/...", nil},
 	{"integ/...", []string{"..."}},
