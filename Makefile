@@ -13,8 +13,9 @@ HASH = $(eval HASH := $$(shell git rev-parse --short=8 HEAD 2>/dev/null || echo 
 # Where "make build" puts the programs.
 BIN ?= bin
 
-# containerd is built without what Berth does not use of it.
-TAGS := no_cri no_btrfs no_zfs no_devmapper no_tracing
+# containerd is built without what Berth does not use of it, and gRPC without its pages of
+# traces, whose templates would keep every method of every type in the programs.
+TAGS := no_cri no_btrfs no_zfs no_devmapper no_tracing grpcnotrace
 CONTAINERD = $(shell awk '$$1 == "github.com/containerd/containerd/v2" {print substr($$2, 2); exit}' go.mod)
 GOBUILD = CGO_ENABLED=0 $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -X main.version=$(VERSION) -X main.hash=$(HASH) -X github.com/containerd/containerd/v2/version.Version=$(CONTAINERD)'
 PROGRAMS := ./cmd/... ./cni-plugins/... github.com/containerd/containerd/v2/cmd/containerd-shim-runc-v2

@@ -74,8 +74,12 @@ const (
 	onUse
 )
 
-// onUseAtLeast is every how many readings a file is read that is read onUse.
-const onUseAtLeast = 10
+// onUseAtLeast is every how many readings a file is read that is read onUse, and
+// restAtLeast every how many all files of a group are read whose processes did not run.
+const (
+	onUseAtLeast = 10
+	restAtLeast  = 5
+)
 
 var version1 = []file{
 	{"cpuacct", "cpuacct.usage", parseCPUUsage, always},
@@ -112,6 +116,7 @@ type Group struct {
 	files   []open
 	kept    Sample // what the files say that are not read each time
 	skipped int
+	rested  int // readings since the group's processes ran; -1 before the first
 }
 
 type open struct {
@@ -131,7 +136,7 @@ func (h Hierarchies) Open(cgroup string, buf []byte) (*Group, error) {
 	if h.Unified != "" {
 		list = version2
 	}
-	g := &Group{skipped: -1}
+	g := &Group{skipped: -1, rested: -1}
 	for _, f := range list {
 		mount := h.Unified
 		if f.controller != "" {
@@ -168,10 +173,22 @@ func (h Hierarchies) Open(cgroup string, buf []byte) (*Group, error) {
 
 // Read fills the members of s that come from the cgroup. It is ErrGone when the group
 // was removed; s is then as it was, but for what had been read.
+//
+// The first file tells how long the group's processes ran. When they did not since the
+// last reading, nothing else has changed either, but for what the kernel does late or by
+// itself: writing to disk and taking memory back. So the rest is read more seldom then,
+// and a host of idle containers costs next to nothing.
 func (g *Group) Read(s *Sample, buf []byte) error {
 	before := g.kept.Memory.Usage
 	s.Memory, s.Pids.Limit = g.kept.Memory, g.kept.Pids.Limit
-	for _, f := range g.files {
+	for i, f := range g.files {
+		if i == 1 && s.Has&HasCPU != 0 && s.CPU.Usage == g.kept.CPU.Usage && g.rested >= 0 && g.rested < restAtLeast-1 {
+			g.rested++
+			at, mono := s.At, s.Mono
+			*s = g.kept
+			s.At, s.Mono = at, mono
+			return nil
+		}
 		if f.onUse {
 			if s.Memory.Usage == before && g.skipped < onUseAtLeast && g.skipped >= 0 {
 				g.skipped++
@@ -190,7 +207,7 @@ func (g *Group) Read(s *Sample, buf []byte) error {
 			return fmt.Errorf("read cgroup: %w", err)
 		}
 	}
-	g.kept.Memory = s.Memory
+	g.kept, g.rested = *s, 0
 	return nil
 }
 

@@ -250,3 +250,54 @@ func FuzzNetlinkStats(f *testing.F) {
 		_, _ = sumLinks(&n, data, 0) // neither outcome is a panic
 	})
 }
+
+// TestGroupAtRest reads all files of a group when its processes ran, and else only now
+// and then.
+func TestGroupAtRest(t *testing.T) {
+	root := tree(t, version1Files("100\n", "8388608\n"))
+	g, err := hierarchies1(root).Open("c", make([]byte, bufferSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	read := func() Sample {
+		t.Helper()
+		s := Sample{Mono: time.Second}
+		if err := g.Read(&s, make([]byte, bufferSize)); err != nil {
+			t.Fatal(err)
+		}
+		return s
+	}
+	first := read()
+	if first.Pids.Current != 3 || first.Has&HasIO == 0 {
+		t.Fatalf("first reading: %+v", first)
+	}
+	overwrite(t, filepath.Join(root, "pids/c/pids.current"), "7\n")
+	readings := 0
+	for read().Pids.Current == 3 {
+		if readings++; readings > restAtLeast {
+			t.Fatal("a group at rest is never read again")
+		}
+	}
+	if readings == 0 {
+		t.Error("a group at rest was read as if its processes ran")
+	}
+	overwrite(t, filepath.Join(root, "pids/c/pids.current"), "8\n")
+	overwrite(t, filepath.Join(root, "cpuacct/c/cpuacct.usage"), "200\n")
+	if s := read(); s.Pids.Current != 8 || s.CPU.Usage != 200 || s.Mono != time.Second {
+		t.Errorf("after the processes ran: %+v", s)
+	}
+}
+
+// overwrite changes a file that is open elsewhere.
+func overwrite(t *testing.T, path, text string) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_TRUNC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = f.WriteString(text)
+	if cerr := f.Close(); err != nil || cerr != nil {
+		t.Fatal(err, cerr)
+	}
+}

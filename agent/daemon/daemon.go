@@ -78,6 +78,7 @@ type agent struct {
 	swept        atomic.Bool
 	session      chan struct{} // a session was opened
 	news         chan struct{} // what the status says may be another
+	changed      chan struct{} // something of a task has changed
 }
 
 // Run runs the agent until ctx ends. The error is nil after a clean end; config.ExitCode
@@ -87,7 +88,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{o: o, c: o.Settings, log: o.Log, started: time.Now(), health: conditions, session: make(chan struct{}, 1), news: make(chan struct{}, 1)}
+	a := &agent{o: o, c: o.Settings, log: o.Log, started: time.Now(), health: conditions, session: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
 	if a.metrics, err = a.registry(); err != nil {
 		return err
 	}
@@ -143,6 +144,7 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { return a.serveGrants(ctx) })
 	g.Go(func() error { return ignoreCancel(ctx, a.introspect(ctx)) })
 	g.Go(func() error { a.supervise(ctx); return nil })
+	g.Go(func() error { a.rest(ctx); return nil })
 	g.Go(func() error { return a.keepKey(ctx) })
 
 	var up errgroup.Group
@@ -219,7 +221,7 @@ func (a *agent) startHost(ctx context.Context) error {
 func (a *agent) startEngine(ctx context.Context, g *errgroup.Group) error {
 	a.host.client.SetInstance(a.instance().InstanceARN)
 	e, err := engine.New(engine.Config{
-		Store: a.db, Resources: append(a.host.resources(), a.metadata.server), Published: a.metadata.published, Admission: a.admission(), Settings: a.settings(),
+		Store: a.db, Resources: append(a.host.resources(), a.metadata.server), Published: a.published, Admission: a.admission(), Settings: a.settings(),
 		Parallel:    map[string]int{task.KindContainer: startConcurrency(a.c)},
 		Undelivered: func(taskID string) bool { return a.undelivered(ctx, taskID) }, StoreFailed: func(err error) { a.health.Report(health.StateFailing, err) },
 		Rebooted: a.rebooted, Log: a.log,

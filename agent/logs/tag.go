@@ -1,12 +1,10 @@
 package logs
 
 import (
-	"encoding/json"
 	"fmt"
 	"os"
 	"regexp"
 	"strings"
-	gotemplate "text/template"
 	"time"
 )
 
@@ -62,42 +60,21 @@ func (i *Info) Command() string {
 // maxTag is more than any destination takes.
 const maxTag = 4096
 
-// functions are those of Docker's templates.
-var functions = gotemplate.FuncMap{
-	"json": func(v any) (string, error) {
-		b, err := json.Marshal(v)
-		return string(b), err
-	},
-	"split": strings.Split, "join": strings.Join, "upper": strings.ToUpper, "lower": strings.ToLower,
-	"title": func(s string) string {
-		if s == "" {
-			return s
-		}
-		return strings.ToUpper(s[:1]) + s[1:]
-	},
-	"pad": func(s string, before, after int) string {
-		if s == "" || before < 0 || after < 0 || before+after > maxTag {
-			return s
-		}
-		return strings.Repeat(" ", before) + s + strings.Repeat(" ", after)
-	},
-	"truncate": func(s string, n int) string { return s[:max(0, min(n, len(s)))] },
-}
-
 // Tag carries out a tag template.
 func Tag(text string, i *Info) (string, error) {
-	t, err := gotemplate.New("tag").Funcs(functions).Option("missingkey=zero").Parse(text)
-	if err != nil {
-		return "", err
+	tag, err := render(text, map[string]any{
+		"ID": i.ID(), "FullID": i.FullID(), "Name": i.Name(), "ImageID": i.ImageID(), "ImageFullID": i.ImageFullID(),
+		"ImageName": i.ImageName(), "Hostname": lazy(i.Hostname), "Command": i.Command(),
+		"Config": i.Config, "ContainerID": i.ContainerID, "ContainerName": i.ContainerName,
+		"ContainerEntrypoint": i.ContainerEntrypoint, "ContainerArgs": i.ContainerArgs,
+		"ContainerImageID": i.ContainerImageID, "ContainerImageName": i.ContainerImageName,
+		"ContainerCreated": i.ContainerCreated, "ContainerEnv": i.ContainerEnv, "ContainerLabels": i.ContainerLabels,
+		"LogPath": i.LogPath, "DaemonName": i.DaemonName,
+	})
+	if err == nil && len(tag) > maxTag {
+		err = fmt.Errorf("the tag is longer than %d bytes", maxTag)
 	}
-	var b strings.Builder
-	if err := t.Execute(&b, i); err != nil {
-		return "", err
-	}
-	if b.Len() > maxTag {
-		return "", fmt.Errorf("the tag is longer than %d bytes", maxTag)
-	}
-	return b.String(), nil
+	return tag, err
 }
 
 // template checks a tag template by carrying it out.

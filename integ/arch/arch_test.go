@@ -217,7 +217,7 @@ func TestModulesOfThePrograms(t *testing.T) {
 	for _, program := range []string{"berth", "berth-agent", "berth-logger", "berth-shipper"} {
 		cmd := exec.Command("go", "list", "-deps", "-f", "{{with .Module}}{{if not .Main}}{{.Path}}{{end}}{{end}}", "./cmd/"+program)
 		cmd.Dir = root(t)
-		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-tags=no_cri,no_btrfs,no_zfs,no_devmapper,no_tracing")
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-tags=no_cri,no_btrfs,no_zfs,no_devmapper,no_tracing,grpcnotrace")
 		out, err := cmd.Output()
 		if err != nil {
 			t.Fatalf("go list %s: %v", program, err)

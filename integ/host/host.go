@@ -222,7 +222,7 @@ func MountsBelow(t testing.TB, dir string) []string {
 func Program(t testing.TB, dir, pkg string, tags ...string) string {
 	t.Helper()
 	out := filepath.Join(dir, filepath.Base(pkg))
-	cmd := exec.Command("go", "build", "-tags", strings.Join(append(tags, "no_cri", "no_btrfs", "no_zfs", "no_devmapper", "no_tracing"), ","), "-o", out, pkg)
+	cmd := exec.Command("go", "build", "-tags", strings.Join(append(tags, "no_cri", "no_btrfs", "no_zfs", "no_devmapper", "no_tracing", "grpcnotrace"), ","), "-o", out, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", pkg, err, b)
@@ -244,7 +244,7 @@ func Alive(pid int) bool {
 // Shipped builds a program the way it is shipped: static, without symbols and paths.
 func Shipped(t testing.TB, path, pkg string) {
 	t.Helper()
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "no_cri,no_btrfs,no_zfs,no_devmapper,no_tracing", "-o", path, pkg)
+	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-tags", "no_cri,no_btrfs,no_zfs,no_devmapper,no_tracing,grpcnotrace", "-o", path, pkg)
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if b, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build %s: %v\n%s", pkg, err, b)

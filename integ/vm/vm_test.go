@@ -102,7 +102,7 @@ func pack(t *testing.T) string {
 	t.Helper()
 	bin := system.Programs(t, system.Containerd2)
 	tests := filepath.Join(t.TempDir(), "guest.test")
-	cmd := exec.Command("go", "test", "-c", "-tags", "no_cri no_btrfs no_zfs no_devmapper no_tracing", "-ldflags", "-s -w", "-o", tests, "berth.dev/berth/integ/vm/guest")
+	cmd := exec.Command("go", "test", "-c", "-tags", "no_cri no_btrfs no_zfs no_devmapper no_tracing grpcnotrace", "-ldflags", "-s -w", "-o", tests, "berth.dev/berth/integ/vm/guest")
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if text, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, text)
