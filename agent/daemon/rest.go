@@ -15,17 +15,30 @@ const (
 	restPause = 30 * time.Second
 )
 
+// How much garbage there may be, in percent of what is in use, before it is collected:
+// while tasks change, when processor time is short, and while they do not.
+const (
+	garbageBusy = 100
+	garbageIdle = 30
+)
+
 // rest gives memory back to the host whenever the tasks have come to rest.
 func (a *agent) rest(ctx context.Context) {
 	timer := time.NewTimer(restAfter)
 	defer timer.Stop()
+	resting := false
 	for last := time.Now(); ; {
 		select {
 		case <-a.changed:
+			if resting {
+				debug.SetGCPercent(garbageBusy)
+				resting = false
+			}
 			timer.Reset(max(restAfter, restPause-time.Since(last)))
 		case <-timer.C:
+			debug.SetGCPercent(garbageIdle)
 			debug.FreeOSMemory()
-			last = time.Now()
+			last, resting = time.Now(), true
 		case <-ctx.Done():
 			return
 		}
