@@ -139,19 +139,6 @@ func TestTags(t *testing.T) {
 	}
 }
 
-func FuzzTag(f *testing.F) {
-	f.Add("{{.Name}}-{{.ID}}")
-	f.Add(`{{range split .ImageName ":"}}{{.}}{{end}}`)
-	f.Fuzz(func(t *testing.T, text string) {
-		if len(text) > 200 || strings.Contains(text, "range") || strings.Contains(text, "pad") || strings.Contains(text, "printf") {
-			return // long results are refused, but only once they are there
-		}
-		if got, err := Tag(text, &Info{ContainerID: strings.Repeat("0", 32)}); err == nil && len(got) > maxTag {
-			t.Errorf("a tag of %d bytes", len(got))
-		}
-	})
-}
-
 func TestReadState(t *testing.T) {
 	dir := t.TempDir()
 	if s, err := ReadState(dir); err != nil || s != (State{}) {

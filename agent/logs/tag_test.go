@@ -52,7 +52,7 @@ var tags = []string{
 	`{{index (split .ImageName ":") 1}}`, "{{pad .Name 2 1}}|", "{{truncate .Name 2}}", "{{truncate .Name 99}}",
 	`{{if .ContainerLabels.team}}team {{.ContainerLabels.team}}{{else}}none{{end}}`, `{{if eq .Name "web" "x"}}yes{{end}}`,
 	`{{if and .Name (not .LogPath)}}a{{else if or .LogPath .Name}}b{{end}}`, `{{with .ContainerLabels.team}}{{.}}{{end}}`,
-	`{{range .ContainerEnv}}<{{.}}>{{end}}`, `{{range $k, $v := .ContainerLabels}}{{$k}}={{$v}},{{end}}`,
+	`{{range split .ImageName ":"}}{{.}}{{end}}`, `{{range .ContainerEnv}}<{{.}}>{{end}}`, `{{range $k, $v := .ContainerLabels}}{{$k}}={{$v}},{{end}}`,
 	`{{range $i, $v := .ContainerArgs}}{{if eq $i 1}}{{break}}{{end}}{{$v}}{{end}}`, `{{range .LogPath | split ","}}x{{end}}`,
 	`{{$n := .Name}}{{$n}}{{$.ID}}`, `{{$n := 1}}{{if true}}{{$n = 2}}{{end}}{{$n}}`, `{{printf "%s-%d" .Name 3}}`, `{{print 1 "a" true}}`,
 	"{{/* nothing */}}x", "a {{- .Name -}} b", `{{len .ContainerArgs}}{{len .Name}}`, `{{json .ContainerLabels}}`, `{{ne 1 2}}`,
@@ -82,6 +82,9 @@ func FuzzTag(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, text string) {
 		got, err := Tag(text, tagInfo())
+		if len(got) > maxTag {
+			t.Errorf("a tag of %d bytes", len(got))
+		}
 		if err != nil || strings.Contains(text, "print") || strings.Contains(text, "define") || strings.Contains(text, "block") {
 			return
 		}
