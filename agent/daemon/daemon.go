@@ -121,6 +121,9 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if o := a.db.Opening(); o.Lost != nil {
 		a.health.Report(health.StateLost, fmt.Errorf("%w; the damaged file is kept as %s", o.Lost, o.Quarantined))
 	}
+	if o := a.db.Opening(); o.MigratedFrom != 0 {
+		a.log.Info("the state was brought to this version's schema; a copy from before is beside it", "from", o.MigratedFrom)
+	}
 	if a.boot, err = bootID(); err != nil {
 		return err
 	}

@@ -74,8 +74,8 @@ func checkAll(tx *bolt.Tx) error {
 	if len(found) > 0 {
 		return errors.Join(found...)
 	}
-	schema, err := schemaOf(tx)
-	if err != nil || schema > latest(migrations) {
+	schema, can, err := usable(tx, migrations)
+	if err != nil || !can {
 		return err
 	}
 	if schema == 0 {

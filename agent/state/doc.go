@@ -6,6 +6,7 @@
 //	    agent              instance ARN, cluster, zone and boot id (Meta)
 //	    database           random id of the file, generation, mark of a clean end
 //	    schema             version of the layout below v1
+//	    readable           the oldest version whose programs can use it
 //	    sequence           highest payload or manifest sequence number seen
 //	    sum                checksum over every other value
 //	  tasks/<task id>/
@@ -40,7 +41,7 @@
 // A damaged file can crash bbolt in ways that cannot be caught, so Open has a child
 // process read it first (Config.Check), compares it with state.id, and only then opens
 // it. A file that fails is condemned: renamed, kept, and replaced by an empty database;
-// Opening tells the caller. A newer schema than this program's is refused, and nothing
+// Opening tells the caller. A newer schema than this program's that it cannot use is refused, and nothing
 // is touched.
 //
 // # Committing

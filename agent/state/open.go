@@ -224,11 +224,12 @@ func (o *opener) compare() (verdict, err error) {
 		return nil, fmt.Errorf("open the state database %s, which another process may have open: %w", o.path, err)
 	}
 	var schema int
+	var can bool
 	var meta metadata
 	err = b.View(func(tx *bolt.Tx) error {
 		var err error
-		schema, err = schemaOf(tx)
-		if err == nil && schema <= latest(o.migrations) {
+		schema, can, err = usable(tx, o.migrations)
+		if err == nil && can {
 			meta, err = readMetadata(tx.Bucket(bucketRoot))
 		}
 		return err
@@ -239,7 +240,7 @@ func (o *opener) compare() (verdict, err error) {
 		return err, nil
 	case err != nil:
 		return nil, err
-	case schema > latest(o.migrations):
+	case !can:
 		return nil, fmt.Errorf("%w: %s has schema %d and this program knows %d: install the newer version again, or set another ECS_DATADIR", ErrNewer, o.path, schema, latest(o.migrations))
 	case o.side == nil:
 		return nil, nil
@@ -348,7 +349,7 @@ func (o *opener) load() (_ *DB, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if from < latest(o.migrations) {
+	if from != latest(o.migrations) {
 		o.opening.MigratedFrom = from
 	}
 	db := &DB{

@@ -513,6 +513,60 @@ func TestMigrationRunsOnceWithACopyFromBefore(t *testing.T) {
 	}
 }
 
+// TestOneVersionBack has this program go on with what the next has made, and the next
+// with what this one left.
+func TestOneVersionBack(t *testing.T) {
+	dir, path := filled(t, 3)
+	before := loadFile(t, path)
+	ran := 0
+	next := append(slices.Clone(migrations), migration{To: 2, Readable: 1, Do: func(w *writer) error {
+		ran++
+		return w.putMeta([]byte("colour"), "blue")
+	}})
+	for i, c := range []struct {
+		steps []migration
+		from  int
+	}{{next, 1}, {migrations, 2}, {migrations, 0}, {next, 1}, {next, 0}} {
+		db, err := open(t.Context(), Config{Dir: dir}, c.steps)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got := db.Opening(); got.MigratedFrom != c.from || got.Lost != nil || got.Fresh {
+			t.Errorf("opening %d: %+v, want migrated from %d", i, got, c.from)
+		}
+		all, err := db.Load(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(before, all); diff != "" {
+			t.Errorf("opening %d: %s", i, diff)
+		}
+		mustClose(t, db)
+		if err := childCheck(t.Context(), path); err != nil {
+			t.Errorf("opening %d: %v", i, err)
+		}
+	}
+	if ran != 2 {
+		t.Errorf("the migration ran %d times", ran)
+	}
+	for _, backup := range []string{".v1", ".v2"} {
+		if err := childCheck(t.Context(), path+backup); err != nil {
+			t.Errorf("%s: %v", backup, err)
+		}
+	}
+	breaking := append(slices.Clone(next), migration{To: 3, Do: func(*writer) error { return nil }})
+	db, err := open(t.Context(), Config{Dir: dir}, breaking)
+	if err != nil {
+		t.Fatal(err)
+	}
+	mustClose(t, db)
+	for _, steps := range [][]migration{next, migrations} {
+		if _, err := open(t.Context(), Config{Dir: dir}, steps); !errors.Is(err, ErrNewer) {
+			t.Errorf("open what older programs cannot use: %v", err)
+		}
+	}
+}
+
 func TestFailedMigrationChangesNothing(t *testing.T) {
 	dir, path := filled(t, 3)
 	steps := append(slices.Clone(migrations),

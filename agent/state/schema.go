@@ -12,16 +12,20 @@ import (
 
 // migration brings a database from schema version To-1 to To. It writes through the
 // writer, so that the sum of all values stays right.
+//
+// Readable is the oldest schema whose programs can go on with the result, so that a
+// package can be taken back by one version: a migration that only adds, and that may run
+// again on what it has made, has To-1. 0 means To: older programs refuse.
 type migration struct {
-	To int
-	Do func(*writer) error
+	To, Readable int
+	Do           func(*writer) error
 }
 
 // migrations is the history of the layout, in order and never changed afterwards. An
 // empty file is version 0.
-var migrations = []migration{
+var migrations = append([]migration{
 	{To: 1, Do: createLayout},
-}
+}, nextMigrations...)
 
 func createLayout(w *writer) error {
 	for _, name := range [][]byte{bucketMeta, bucketTasks, bucketOutbox, bucketInbox, bucketTombstones} {
@@ -33,6 +37,18 @@ func createLayout(w *writer) error {
 }
 
 func latest(ms []migration) int { return ms[len(ms)-1].To }
+
+// readable is the oldest schema whose programs can use what the migrations make.
+func readable(ms []migration) int {
+	least := 0
+	for _, m := range ms {
+		if m.Readable == 0 {
+			least = m.To
+		}
+		least = max(least, m.Readable)
+	}
+	return least
+}
 
 // migrate applies what a database lacks, in one transaction, and returns the version it
 // had. Before it changes anything it copies a database that has content to state.db.v<n>.
@@ -46,6 +62,8 @@ func migrate(db *bolt.DB, ms []migration) (from int, err error) {
 	if from == latest(ms) {
 		return from, nil
 	}
+	// A newer database that this program can use becomes one of its own version, so that
+	// the newer program brings it up to date again when it comes back.
 	if from > 0 {
 		if err := backup(db, fmt.Sprintf("%s.v%d", db.Path(), from)); err != nil {
 			return from, fmt.Errorf("copy the database before its migration: %w", err)
@@ -71,6 +89,9 @@ func migrate(db *bolt.DB, ms []migration) (from int, err error) {
 			}
 		}
 		if err := w.putMeta(keySchema, latest(ms)); err != nil {
+			return err
+		}
+		if err := w.putMeta(keyReadable, readable(ms)); err != nil {
 			return err
 		}
 		return w.finish()
@@ -101,6 +122,24 @@ func backup(db *bolt.DB, path string) error {
 		return err
 	}
 	return syncDir(filepath.Dir(path))
+}
+
+// usable returns the schema version, and whether a program with these migrations can use
+// the database.
+func usable(tx *bolt.Tx, ms []migration) (schema int, can bool, err error) {
+	schema, err = schemaOf(tx)
+	if err != nil || schema <= latest(ms) {
+		return schema, err == nil, err
+	}
+	value := tx.Bucket(bucketRoot).Bucket(bucketMeta).Get(keyReadable)
+	if value == nil {
+		return schema, false, nil
+	}
+	var least int
+	if err := decode("meta/readable", value, &least); err != nil {
+		return schema, false, fmt.Errorf("%w: %w", ErrBad, err)
+	}
+	return schema, least <= latest(ms), nil
 }
 
 // schemaOf returns the schema version, 0 for an empty database.

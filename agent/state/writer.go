@@ -20,6 +20,7 @@ var (
 
 	keyAgent    = []byte("agent")
 	keyDatabase = []byte("database")
+	keyReadable = []byte("readable")
 	keySchema   = []byte("schema")
 	keySequence = []byte("sequence")
 	keySum      = []byte("sum")
