@@ -115,7 +115,9 @@ func (a *agent) open(ctx context.Context) (err error) {
 	if a.o.CheckProgram != "" {
 		c.Check = state.ByChild(a.o.CheckProgram, "state", "check")
 	}
-	if a.db, err = state.Open(ctx, c); err != nil {
+	if a.db, err = state.Open(ctx, c); errors.Is(err, state.ErrNewer) {
+		return config.Terminal(fmt.Errorf("state directory %s: %w", c.Dir, err))
+	} else if err != nil {
 		return fmt.Errorf("state directory %s: %w", c.Dir, err)
 	}
 	if o := a.db.Opening(); o.Lost != nil {

@@ -94,8 +94,12 @@ func (p Place) Write(m Member, at time.Time) (err error) {
 		}
 		undo = append(undo, back)
 	}
+	cluster := m.Cluster
+	if cluster == "default" {
+		cluster = "" // as a setting it must be there; otherwise it is made
+	}
 	values := [][2]string{
-		{"ECS_CLUSTER", m.Cluster}, {"ECS_BACKEND_HOST", m.Endpoint}, {"AWS_DEFAULT_REGION", m.Region}, {"ECS_EXTERNAL", "true"}, {"BERTH_CA_FILE", ""},
+		{"ECS_CLUSTER", cluster}, {"ECS_BACKEND_HOST", m.Endpoint}, {"AWS_DEFAULT_REGION", m.Region}, {"ECS_EXTERNAL", "true"}, {"BERTH_CA_FILE", ""},
 	}
 	if len(m.CA) > 0 {
 		if err := replace(p.CAFile, m.CA, 0o644); err != nil {

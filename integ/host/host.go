@@ -165,6 +165,9 @@ func bringUp(h *netlink.Handle, name, addr, gateway string) error {
 	return h.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Gw: gw.IP})
 }
 
+// OutsideNamespace is the network namespace at the other end of the uplink.
+func OutsideNamespace() string { return "/run/netns/" + os.Getenv(marker) }
+
 // OutsideCommand is a command that runs outside the host under test, at the other
 // end of its uplink.
 func OutsideCommand(name string, args ...string) *exec.Cmd {

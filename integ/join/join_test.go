@@ -77,7 +77,7 @@ func TestJoin(t *testing.T) {
 	if err := p.Write(m, time.Now()); err != nil {
 		t.Fatal(err)
 	}
-	want := fmt.Sprintf("# mine\nECS_RESERVED_MEMORY=64\nECS_CLUSTER=default\nECS_BACKEND_HOST=%s\nAWS_DEFAULT_REGION=us-east-1\nECS_EXTERNAL=true\nBERTH_CA_FILE=%s\n", s.URL(), p.CAFile)
+	want := fmt.Sprintf("# mine\nECS_RESERVED_MEMORY=64\nECS_BACKEND_HOST=%s\nAWS_DEFAULT_REGION=us-east-1\nECS_EXTERNAL=true\nBERTH_CA_FILE=%s\n", s.URL(), p.CAFile)
 	if d := cmp.Diff(want, read(t, p.Settings)); d != "" {
 		t.Errorf("settings (-want +got):\n%s", d)
 	}

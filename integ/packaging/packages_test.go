@@ -38,7 +38,7 @@ func build(t *testing.T, env ...string) string {
 	}
 	standIns := t.TempDir()
 	for _, name := range []string{
-		"berth", "berth-agent", "berth-logger", "berth-shipper", "berth-volume", "containerd-shim-runc-v2",
+		"berth", "berth-agent", "berth-logger", "berth-pause", "berth-shipper", "berth-volume", "containerd-shim-runc-v2",
 		"ecs-bridge", "ecs-eni", "ecs-branch-eni", "my-image", "my-image.tar",
 	} {
 		if err := os.WriteFile(filepath.Join(standIns, name), small, 0o700); err != nil {
@@ -72,7 +72,7 @@ func TestPackages(t *testing.T) {
 				"/usr/bin/berth-agent -> ../lib/berth/bin/berth-agent", "/usr/lib/berth/cni/ecs-bridge", "/usr/lib/systemd/system/berth-agent.service",
 				"/usr/share/man/man8/berth-agent.8.gz", "/usr/share/man/man5/ecs.config.5.gz", "/usr/share/doc/berth-agent/licenses.txt",
 			},
-			programs: []string{"berth-agent", "berth-logger", "berth-shipper", "berth-volume", "containerd-shim-runc-v2"},
+			programs: []string{"berth-agent", "berth-logger", "berth-pause", "berth-shipper", "berth-volume", "containerd-shim-runc-v2"},
 			conf:     "/etc/ecs/ecs.config",
 		},
 		"berth": {

@@ -82,15 +82,7 @@ func Build(cache string, packages []string, log io.Writer) (Image, error) {
 
 func makeImage(dir string, packages []string, log io.Writer) error {
 	root := filepath.Join(dir, "root")
-	sources, err := filepath.Glob("/etc/apt/sources.list.d/*.sources")
-	if err != nil {
-		return err
-	}
-	if _, err := os.Stat("/etc/apt/sources.list"); err == nil {
-		sources = append(sources, "/etc/apt/sources.list")
-	}
-	args := append([]string{"--quiet", "--variant=minbase", "--aptopt=DPkg::Lock::Timeout \"600\"", "--include=" + strings.Join(packages, ","), suite, root}, sources...)
-	if err := run(log, "mmdebstrap", args...); err != nil {
+	if err := Bootstrap(root, packages, log); err != nil {
 		return err
 	}
 	if err := furnish(root); err != nil {
@@ -110,6 +102,19 @@ func makeImage(dir string, packages []string, log io.Writer) error {
 		return err
 	}
 	return os.RemoveAll(root)
+}
+
+// Bootstrap makes the files of a Debian system with some packages.
+func Bootstrap(root string, packages []string, log io.Writer) error {
+	sources, err := filepath.Glob("/etc/apt/sources.list.d/*.sources")
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat("/etc/apt/sources.list"); err == nil {
+		sources = append(sources, "/etc/apt/sources.list")
+	}
+	args := append([]string{"--quiet", "--variant=minbase", "--aptopt=DPkg::Lock::Timeout \"600\"", "--include=" + strings.Join(packages, ","), suite, root}, sources...)
+	return run(log, "mmdebstrap", args...)
 }
 
 // furnish puts what starts the tests into the image and keeps its services from starting.

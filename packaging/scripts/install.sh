@@ -271,7 +271,7 @@ keep() {
     undo+=("rm -f $1")
   fi
 }
-put_back() { cp -a "$1" "$2"; }
+put_back() { mkdir -p "${2%/*}" && cp -a "$1" "$2"; }
 
 make_dir() { # make_dir MODE DIR
   [ -d "$2" ] || { install -d -m "$1" "$2" && undo+=("rmdir --ignore-fail-on-non-empty $2"); }
@@ -406,7 +406,13 @@ case "$mode" in
     fi
     if [ "$purge" = yes ]; then
       rm -f "$config" "$config.rpmsave" "$ca"
-      rm -rf --one-file-system /run/berth /var/lib/berth /var/log/berth
+      for dir in /run/berth /var/lib/berth /var/log/berth; do
+        if mountpoint -q "$dir"; then # a disk of its own, which stays
+          find "$dir" -xdev -mindepth 1 -delete
+        else
+          rm -rf --one-file-system "$dir"
+        fi
+      done
       for dir in /etc/ecs /etc/berth; do
         [ ! -d "$dir" ] || rmdir --ignore-fail-on-non-empty "$dir"
       done
