@@ -25,7 +25,7 @@ GOTEST = $(GO) test -tags '$(TAGS)' -timeout 20m
 UNIT = $$($(GO) list -tags '$(TAGS)' ./... | grep -v '/integ')
 FUZZTIME ?= 20000x
 
-.PHONY: help deps build programs packages up down dev test vm-test unit integ lint fuzz bench dist clean
+.PHONY: help deps build programs packages up down dev test vm-test unit integ lint fuzz bench churn dist clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -84,6 +84,10 @@ bench: build ## the figures of Berth beside those of the bare containerd client
 	@packaging/scripts/install-packages run test
 	@$(GO) test -tags '$(TAGS)' -run '^$$' -bench . -benchtime 1x -timeout 30m ./integ/bench/... ./cluster/sched/...
 	@BERTH_LOG_SCALE=full $(GO) test -tags '$(TAGS)' -count=1 -v -timeout 20m -run 'Much|FullSpeed|Thousand|VeryLong|OneShipper' ./integ/logs
+
+churn: build ## 500 tasks of each network mode while agent, containerd and plugins are killed
+	@packaging/scripts/install-packages run test
+	@BERTH_CHURN=500 $(GO) test -tags '$(TAGS)' -count=1 -v -timeout 60m -run TestNothingIsLeft ./integ/churn
 
 dist: build ## one archive of the programs in dist/
 	@mkdir -p dist && tar --sort=name --owner=0 --group=0 --numeric-owner -czf dist/berth-$(VERSION)-linux-$$($(GO) env GOARCH).tar.gz --exclude=.packed LICENSE README.md CHANGELOG.md SECURITY.md docs examples $(BIN)

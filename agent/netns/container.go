@@ -28,7 +28,7 @@ func (n *Network) ensureBridged(ctx context.Context, t *task.Task, c *task.Conta
 			return nil, err
 		}
 		n.log.Info("making the network of a container anew", "task", t.ID(), "container", c.Name, "err", err)
-		if err := n.remove(ctx, key); err != nil {
+		if err := n.remove(ctx, key, toBeMadeAnew); err != nil {
 			return nil, err
 		}
 	}
@@ -57,14 +57,18 @@ func (n *Network) Remove(ctx context.Context, t *task.Task, name string, _ task.
 	if !safeID(t.ID()) {
 		return nil // Ensure made nothing
 	}
-	return classify(n.remove(ctx, keyOf(t, name)))
+	err := n.remove(ctx, keyOf(t, name), forGood)
+	for _, m := range filtered(t) {
+		err = errors.Join(err, n.dropPolicy(m.mac)) // also of a network that was never made
+	}
+	return classify(err)
 }
 
-func (n *Network) remove(ctx context.Context, key string) error {
+func (n *Network) remove(ctx context.Context, key string, again bool) error {
 	if err := n.leaveNetworks(ctx, key); err != nil {
 		return err
 	}
-	if err := n.removeElastic(ctx, key); err != nil {
+	if err := n.removeElastic(ctx, key, again); err != nil {
 		return err
 	}
 	if err := n.removeNetwork(ctx, key); err != nil {

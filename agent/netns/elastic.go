@@ -152,8 +152,15 @@ func (n *Network) checkElastic(ctx context.Context, t *task.Task) (bool, error) 
 		return false, nil
 	}
 	n.log.Info("making the network of a task anew", "task", t.ID(), "err", damaged)
-	return false, n.removeElastic(ctx, t.ID())
+	return false, n.removeElastic(ctx, t.ID(), toBeMadeAnew)
 }
+
+// What becomes of a task's network that is removed. The cluster sends security groups
+// once: those of a network that will be made anew stay.
+const (
+	forGood      = false
+	toBeMadeAnew = true
+)
 
 // recordsOf are the interfaces that a task has.
 func (n *Network) recordsOf(id string) []*elastic.Attachment {
@@ -194,7 +201,7 @@ func (n *Network) ensureInterface(ctx context.Context, t *task.Task, i *task.Int
 
 // removeElastic takes the interfaces of a task and its namespace away. Hardware is given
 // back first; what the agent made goes with the namespace.
-func (n *Network) removeElastic(ctx context.Context, id string) error {
+func (n *Network) removeElastic(ctx context.Context, id string, again bool) error {
 	list := n.recordsOf(id)
 	if len(list) == 0 {
 		return nil
@@ -216,6 +223,13 @@ func (n *Network) removeElastic(ctx context.Context, id string) error {
 		if err := n.removeInterface(ctx, a); err != nil {
 			return err
 		}
+		if again {
+			continue
+		}
+		n.expect(a.MAC, false)
+		if err := n.dropPolicy(a.MAC); err != nil {
+			return err
+		}
 	}
 	return fail.Point(fail.CNIAfterDel)
 }
@@ -235,8 +249,7 @@ func (n *Network) removeInterface(ctx context.Context, a *elastic.Attachment) er
 			return err
 		}
 	}
-	n.expect(a.MAC, false)
-	return errors.Join(n.elastic.Del(ctx, a.Key()), n.dropPolicy(a.MAC))
+	return n.elastic.Del(ctx, a.Key())
 }
 
 // probeElastic says whether the interfaces of a task are there. Lost security groups are

@@ -367,7 +367,7 @@ func (n *Network) Ensure(ctx context.Context, t *task.Task, name string, _ engin
 		return task.Result{}, classify(err)
 	}
 	if err := n.joinNetworks(ctx, t, name, &h, &res); err != nil {
-		return task.Result{}, errors.Join(err, n.remove(context.WithoutCancel(ctx), keyOf(t, name)))
+		return task.Result{}, errors.Join(err, n.remove(context.WithoutCancel(ctx), keyOf(t, name), toBeMadeAnew))
 	}
 	write := n.writeContainerFiles
 	switch t.NetworkMode {

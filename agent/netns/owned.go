@@ -88,7 +88,7 @@ func (n *Network) Sweep(ctx context.Context, o task.Owned) error {
 		if s.Key[0] == '.' || strings.ContainsAny(s.Key, "/\x00") || TaskID(s.Key) != o.TaskID {
 			return faultf(task.Invalid, "network %q of task %q is not a file name of that task", s.Key, o.TaskID)
 		}
-		return classify(n.remove(ctx, s.Key))
+		return classify(n.remove(ctx, s.Key, forGood))
 	}
 	// Only what is a stray now: an interface may have got an owner since.
 	strays, err := n.strays()

@@ -325,6 +325,9 @@ func (h *Host) bridgeSysctls() error {
 		{"ipv4/conf/" + h.cfg.Bridge + "/rp_filter", "1"},
 		{"ipv4/conf/" + h.cfg.Bridge + "/send_redirects", "0"},
 		{"ipv6/conf/" + h.cfg.Bridge + "/accept_ra", "0"},
+		// Nobody else can have the bridge's addresses, and without a link-local one that may
+		// be used the host could forward nothing to a namespace for a second or two.
+		{"ipv6/conf/" + h.cfg.Bridge + "/accept_dad", "0"},
 		{"ipv6/conf/" + h.cfg.Bridge + "/disable_ipv6", noIPv6},
 	} {
 		err := writeSysctl(s.key, s.value)
