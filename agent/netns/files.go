@@ -218,11 +218,14 @@ func (n *Network) resolvBase(t *task.Task, h *Handle) (string, error) {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return "", fmt.Errorf("name servers of the host: %w", err)
 	}
-	v4, v6 := h.IP != "", h.IPv6 != ""
+	var v4, v6 bool
 	for i := range t.Interfaces {
 		for _, a := range t.Interfaces[i].Addresses {
 			v4, v6 = v4 || a.Is4(), v6 || a.Is6()
 		}
+	}
+	if len(t.Interfaces) == 0 {
+		v4, v6 = h.IP != "", h.IPv6 != ""
 	}
 	if t.NetworkMode == task.NetworkHost || !v4 && !v6 {
 		return withNewline(string(data)), nil

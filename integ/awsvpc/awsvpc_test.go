@@ -5,6 +5,7 @@ package awsvpc
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -59,6 +60,9 @@ func newSegment(t *testing.T, gateway string) (second string) {
 	return "/run/netns/" + other
 }
 
+// subnet6 gives the default subnet IPv6 beside its IPv4.
+const subnet6 = "fd7b:8a31:45::/64"
+
 // lab is a system with the default VPC.
 type lab struct {
 	*system.System
@@ -83,7 +87,9 @@ func newLab(t *testing.T, o system.Options) *lab {
 			return err
 		}
 		l.vpc = vpc.Default(tx)
-		l.subnet = store.List(tx, store.Subnets, "")[0].ID
+		subnet := *store.List(tx, store.Subnets, "")[0]
+		l.subnet, subnet.IPv6CIDR = subnet.ID, subnet6
+		store.Put(tx, store.Subnets, subnet.ID, &subnet)
 		l.group = vpc.GroupByName(tx, l.vpc, vpc.DefaultGroup).ID
 		return nil
 	})
@@ -94,7 +100,7 @@ func newLab(t *testing.T, o system.Options) *lab {
 func (l *lab) newGroup(name string) string {
 	l.t.Helper()
 	g := &store.SecurityGroup{ID: vpc.NewID("sg"), VPCID: l.vpc, Name: name}
-	l.update(func(tx *store.Tx) error { vpc.AddGroup(tx, g, false); return nil })
+	l.update(func(tx *store.Tx) error { vpc.AddGroup(tx, g, true); return nil })
 	return g.ID
 }
 
@@ -156,6 +162,16 @@ func detail(tk types.Task, name string) string {
 		}
 	}
 	return ""
+}
+
+// address6 is a task's IPv6 address, as a URL has it.
+func address6(t *testing.T, tk types.Task) string {
+	t.Helper()
+	a := aws.ToString(tk.Containers[0].NetworkInterfaces[0].Ipv6Address)
+	if !netip.MustParsePrefix(subnet6).Contains(netip.MustParseAddr(a)) {
+		t.Fatalf("IPv6 address %q", a)
+	}
+	return "[" + a + "]"
 }
 
 // serve is a script that serves a page.
@@ -245,6 +261,11 @@ func TestTwoHosts(t *testing.T) {
 	l.reaches(d, one, addrB, "b")
 	l.blocked(a, one, addrB)
 	l.blocked(b, two, addrA)
+	a6, b6 := address6(t, a), address6(t, b)
+	l.reaches(c, two, a6, "a")
+	l.reaches(d, one, b6, "b")
+	l.blocked(a, one, b6)
+	l.blocked(b, two, a6)
 
 	// The agents go and come back; the tasks and their rules stay.
 	l.Agent.Kill()
