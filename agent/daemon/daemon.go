@@ -32,6 +32,7 @@ import (
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
 	"berth.dev/berth/agent/telemetry"
+	"berth.dev/berth/agent/volume"
 )
 
 // Options is what Run is given besides the settings.
@@ -63,6 +64,7 @@ type agent struct {
 
 	metadata    *metadata
 	host        *hostSide
+	storage     atomic.Pointer[volume.Storage] // of host; tasks may ask before it is there
 	engine      *engine.Engine
 	attachments *attach.Keeper
 	reporter    *report.Reporter
@@ -216,6 +218,7 @@ func (a *agent) startHost(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a.storage.Store(a.host.storage)
 	if err := a.host.prepare(ctx); err != nil {
 		return fmt.Errorf("prepare the host: %w", err)
 	}

@@ -59,7 +59,7 @@ func (a *agent) openMetadata(ctx context.Context) error {
 	}
 	m.server = tmds.New(tmds.Config{
 		Dir: endpointsDir(a.c), Tasks: m.tasks, Credentials: a.creds, Stats: &meter{view: m.tasks.View},
-		Cluster: metadataCluster{a}, Instance: a.metadataInstance,
+		Cluster: metadataCluster{a}, Instance: a.metadataInstance, Storage: a.storageOf,
 		Rate: int(a.c.Metadata.Rates.Steady), Burst: int(a.c.Metadata.Rates.Burst),
 		HostRoles: a.c.Roles.TaskRoleHost, HideZone: a.c.Metadata.AZDisabled,
 		Files: m.files, Audit: m.audit, Log: a.log,

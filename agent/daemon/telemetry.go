@@ -12,10 +12,12 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/agent/ecs"
+	"berth.dev/berth/agent/task"
 	"berth.dev/berth/agent/tcs"
 	"berth.dev/berth/agent/telemetry"
 	"berth.dev/berth/otlp"
 	"berth.dev/berth/stats"
+	wire "berth.dev/berth/wire/tcs"
 )
 
 // sampleInterval is the time between two samples unless polling is configured (agent
@@ -35,6 +37,7 @@ func (a *agent) startTelemetry(ctx context.Context, g *errgroup.Group) error {
 	}
 	a.telemetry = telemetry.New(telemetry.Config{
 		Views: a.views, Hierarchies: hierarchies, Interval: interval, CheckRuntime: a.host.client.Ping, Log: a.log,
+		Storage: func(t *task.Task) (*wire.EphemeralStorage, []wire.VolumeMetric) { return a.storageUse(ctx, t) },
 	})
 	if err := a.metrics.Register(a.telemetry.Collector()); err != nil {
 		return fmt.Errorf("metrics of containers: %w", err)
@@ -67,6 +70,40 @@ func (a *agent) startTelemetry(ctx context.Context, g *errgroup.Group) error {
 	}
 	g.Go(func() error { return ignoreCancel(ctx, cl.Run(ctx)) })
 	return nil
+}
+
+// storageUse is what a task has used of storage that is its own, for the telemetry
+// session. What cannot be had is left out.
+func (a *agent) storageUse(ctx context.Context, t *task.Task) (own *wire.EphemeralStorage, blocks []wire.VolumeMetric) {
+	if used, _, ok := a.storageOf(ctx, t); ok {
+		own = &wire.EphemeralStorage{BytesUtilized: wire.NewLongSet(used, used, used, 1)}
+	}
+	use, err := a.host.volumes.BlockUsage(ctx, t)
+	if err != nil {
+		a.log.Debug("the use of a block volume cannot be had", "task", t.ID(), "err", err)
+	}
+	for _, u := range use {
+		blocks = append(blocks, wire.VolumeMetric{VolumeID: u.VolumeID, VolumeName: u.Name, Utilized: one(u.Used), Size: one(u.Size)})
+	}
+	return own, blocks
+}
+
+func one(v uint64) *wire.Set {
+	f := float64(v)
+	return &wire.Set{Min: f, Max: f, Sum: f, SampleCount: 1}
+}
+
+// storageOf is how much of its limited storage a task has used, and the limit, in bytes.
+func (a *agent) storageOf(ctx context.Context, t *task.Task) (used, limit uint64, ok bool) {
+	s := a.storage.Load()
+	if s == nil {
+		return 0, 0, false // containerd was not there yet
+	}
+	u, ok, err := s.Usage(ctx, t)
+	if err != nil {
+		a.log.Debug("the use of limited storage cannot be had", "task", t.ID(), "err", err)
+	}
+	return u.Used, uint64(t.Storage), ok
 }
 
 // prometheusPort is the port that the setting reserves (agent protocol, "Configuration").

@@ -28,6 +28,9 @@ type Config struct {
 	// Interval is the time between two samples: 1 s, or that of polling (agent protocol,
 	// TCS cadence and sampling).
 	Interval time.Duration
+	// Storage is what a task has used of storage that is its own: of a limited one, and of
+	// its block volumes. It may be nil.
+	Storage func(t *task.Task) (*wire.EphemeralStorage, []wire.VolumeMetric)
 	// CheckRuntime asks the container runtime for a sign of life; an error says that it
 	// gave none.
 	CheckRuntime func(ctx context.Context) error
@@ -148,7 +151,18 @@ func namespace(v *engine.View, container string) string {
 }
 
 // Metrics takes what was used since the last call, for the telemetry session.
-func (w *Watcher) Metrics() (tasks []wire.TaskMetric, idle bool) {
+func (w *Watcher) Metrics() (metrics []wire.TaskMetric, idle bool) {
+	metrics, tasks, idle := w.metrics()
+	if w.c.Storage != nil {
+		for i, t := range tasks {
+			metrics[i].EphemeralStorage, metrics[i].VolumeMetrics = w.c.Storage(t)
+		}
+	}
+	return metrics, idle
+}
+
+// metrics takes those of containers, by their tasks.
+func (w *Watcher) metrics() (tasks []wire.TaskMetric, of []*task.Task, idle bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	idle = true
@@ -169,11 +183,12 @@ func (w *Watcher) Metrics() (tasks []wire.TaskMetric, idle bool) {
 		if !known {
 			i = len(tasks)
 			index[c.task.ARN] = i
+			of = append(of, c.task)
 			tasks = append(tasks, wire.TaskMetric{TaskARN: c.task.ARN, TaskDefinitionFamily: c.task.Family, TaskDefinitionVersion: c.task.Version})
 		}
 		tasks[i].ContainerMetrics = append(tasks[i].ContainerMetrics, m)
 	}
-	return tasks, idle && len(tasks) == 0
+	return tasks, of, idle && len(tasks) == 0
 }
 
 // ids are those of the followed containers, in a steady order.

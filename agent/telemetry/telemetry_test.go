@@ -112,6 +112,25 @@ func TestMetricsOfATask(t *testing.T) {
 	}
 }
 
+func TestStorageIsTold(t *testing.T) {
+	h := newHosts(t)
+	w := h.watcher()
+	own, blocks := &wire.EphemeralStorage{BytesUtilized: wire.NewLongSet(5, 5, 5, 1)}, []wire.VolumeMetric{{VolumeID: "vol-1", VolumeName: "v"}}
+	w.c.Storage = func(t *task.Task) (*wire.EphemeralStorage, []wire.VolumeMetric) {
+		if t.ID() == "a" {
+			return own, blocks
+		}
+		return nil, nil
+	}
+	h.add("a", task.Container{Name: "web"})
+	h.add("b", task.Container{Name: "web"})
+	look(w, 2)
+	tasks, _ := w.Metrics()
+	if len(tasks) != 2 || tasks[0].EphemeralStorage != own || len(tasks[0].VolumeMetrics) != 1 || tasks[1].EphemeralStorage != nil || tasks[1].VolumeMetrics != nil {
+		t.Errorf("%+v", tasks)
+	}
+}
+
 func TestRestartsAreTold(t *testing.T) {
 	h := newHosts(t)
 	w := h.watcher()

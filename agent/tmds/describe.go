@@ -52,12 +52,28 @@ func (q *request) describe(v *engine.View, version int, tags bool) *tmds.Task {
 	}
 	d.PullStartedAt, d.PullStoppedAt = moment(start), moment(stop)
 	if version == 4 {
+		d.EphemeralStorageMetrics = q.storage(t)
 		d.LaunchType, d.ServiceName, d.FaultInjectionEnabled = t.LaunchType, t.ServiceName, &t.FaultInjection
 	}
 	if tags {
 		q.tags(d, version, instance.ARN)
 	}
 	return d
+}
+
+// storage is the use of a task's limited storage, if it has one.
+func (q *request) storage(t *task.Task) *tmds.EphemeralStorage {
+	if q.s.c.Storage == nil {
+		return nil
+	}
+	ctx, cancel := q.timeout()
+	defer cancel()
+	used, limit, ok := q.s.c.Storage(ctx, t)
+	if !ok {
+		return nil
+	}
+	const mib = 1 << 20
+	return &tmds.EphemeralStorage{Utilized: int64((used + mib - 1) / mib), Reserved: int64(limit / mib)}
 }
 
 // tags adds the tags of the task and the instance. What cannot be had is left out, and

@@ -32,6 +32,7 @@ import (
 
 	"berth.dev/berth/agent/creds"
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/task"
 	"berth.dev/berth/wire/tmds"
 )
 
@@ -75,6 +76,9 @@ type Config struct {
 	Stats       Stats
 	Cluster     Cluster
 	Instance    func() Instance
+	// Storage is how much a task has used of its limited storage, and the limit, in bytes;
+	// ok is false for a task without one. It may be nil.
+	Storage func(ctx context.Context, t *task.Task) (used, limit uint64, ok bool)
 
 	Rate, Burst int  // requests a second of one task (ECS_TASK_METADATA_RPS_LIMIT)
 	HostRoles   bool // credentials for tasks in the host's network (ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST)

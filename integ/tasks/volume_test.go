@@ -165,7 +165,7 @@ func volumeRows() []scenario {
 		},
 		{
 			name: "limited storage", want: exited(end{"main", 0, ""}, end{"neighbour", 0, ""}),
-			output: []string{"layer: No space left on device", "volume: No space left on device", "app:x:1000:1001::/home/app:/bin/sh"},
+			output: []string{"layer: No space left on device", "volume: No space left on device", "app:x:1000:1001::/home/app:/bin/sh", `"Reserved":21504`},
 			define: func(l *lab) *ecs.RegisterTaskDefinitionInput {
 				fill := func(name, file string) string {
 					return fmt.Sprintf(`fallocate -l 24159191040 %s 2>&1 | sed 's/.*: /%s: /'; rm -f %s; `, file, name, file)
@@ -173,7 +173,7 @@ func volumeRows() []scenario {
 				return task(func(in *ecs.RegisterTaskDefinitionInput) {
 					in.EphemeralStorage = &types.EphemeralStorage{SizeInGiB: 21}
 					in.Volumes = []types.Volume{{Name: aws.String("scratch")}}
-				}, with(mounts(shell("sleep 1; "+fill("layer", "/x")+fill("volume", "/v/x")+"grep ^app: /etc/passwd"), "scratch:/v"), after("neighbour", start)),
+				}, with(mounts(shell("sleep 1; "+fill("layer", "/x")+fill("volume", "/v/x")+`grep ^app: /etc/passwd; wget -q -O - $ECS_CONTAINER_METADATA_URI_V4/task | grep -o '"Reserved":[0-9]*'`), "scratch:/v"), after("neighbour", start)),
 					named("neighbour", shell("trap 'exit 0' TERM; while :; do echo x > /x || exit 1; sleep 0.05; done")))(l)
 			},
 		},

@@ -26,6 +26,14 @@ type Task struct {
 	VPCID                 string     `json:"VPCID,omitempty"`
 	ServiceName           string     `json:"ServiceName,omitempty"`
 	FaultInjectionEnabled *bool      `json:"FaultInjectionEnabled,omitempty"` // always there in version 4
+
+	EphemeralStorageMetrics *EphemeralStorage `json:"EphemeralStorageMetrics,omitempty"` // of a task with a limit
+}
+
+// EphemeralStorage is how much of its limited storage a task has used, in MiB.
+type EphemeralStorage struct {
+	Utilized int64 `json:"Utilized"`
+	Reserved int64 `json:"Reserved"`
 }
 
 // TaskLimits are the limits of the task as a whole; what has none is left out.
