@@ -61,9 +61,16 @@ func SetFilters(ns *Namespace, filters []Filter, groups Groups) error {
 	if err != nil {
 		return err
 	}
+	// The kernel waits for all processors when a table goes, 20 ms as a rule, so only one
+	// that is there is deleted.
+	had, err := HasFilters(ns)
+	if err != nil {
+		return err
+	}
 	t := &nftables.Table{Name: FilterTable, Family: nftables.TableFamilyINet}
-	c.AddTable(t)
-	c.DelTable(t)
+	if had {
+		c.DelTable(t)
+	}
 	if len(filters) > 0 {
 		c.AddTable(t)
 		b := filterBuilder{c: c, t: t, groups: groups, sets: map[string]*nftables.Set{}}

@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strconv"
 	"sync"
 	"syscall"
@@ -91,18 +92,39 @@ func address(ns *eni.Namespace) error {
 }
 
 // rewrite makes packets to the well-known port go to port, and the answers come from the
-// well-known port. It tracks no connections, which would cost every packet of the task.
+// well-known port. It tracks no connections, which would cost every packet of the task. A
+// table is there already when the agent was restarted. It is replaced only if it is for
+// another port: when one goes the kernel waits for all processors, 20 ms as a rule.
 func rewrite(ns *eni.Namespace, port uint16) error {
 	c, err := nftables.New(nftables.WithNetNSFd(ns.Fd()))
 	if err != nil {
 		return err
 	}
+	err = makeTable(c, port, false)
+	if !errors.Is(err, unix.EEXIST) {
+		return err
+	}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyIPv4)
+	if err != nil {
+		return err
+	}
+	if slices.ContainsFunc(chains, func(c *nftables.Chain) bool { return c.Table.Name == tableName && c.Name == chainName(port) }) {
+		return nil // with its rules, since they were made at once
+	}
+	return makeTable(c, port, true)
+}
+
+// chainName is the name of the chain that rewrites to port.
+func chainName(port uint16) string { return fmt.Sprintf("output_%d", port) }
+
+func makeTable(c *nftables.Conn, port uint16, replace bool) error {
 	t := &nftables.Table{Name: tableName, Family: nftables.TableFamilyIPv4}
-	c.AddTable(t) // so that there is one to delete
-	c.DelTable(t)
-	c.AddTable(t)
+	if replace {
+		c.DelTable(t)
+	}
+	c.CreateTable(t)
 	chain := c.AddChain(&nftables.Chain{
-		Name: "output", Table: t, Type: nftables.ChainTypeFilter,
+		Name: chainName(port), Table: t, Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookOutput, Priority: nftables.ChainPriorityMangle,
 	})
 	const destination, source = 16, 12 // of the address in the IPv4 header
