@@ -25,7 +25,10 @@ import (
 	"berth.dev/berth/integ/host"
 )
 
-func TestMain(m *testing.M) { host.Main(m) }
+func TestMain(m *testing.M) {
+	fluentPrepare()
+	host.Main(m)
+}
 
 // rig is a host's log directories, with the programs.
 type rig struct {
