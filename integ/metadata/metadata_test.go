@@ -21,9 +21,11 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
+	cacs "berth.dev/berth/cluster/acs"
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/system"
 	"berth.dev/berth/integ/testimage"
+	wire "berth.dev/berth/wire/acs"
 	"berth.dev/berth/wire/tmds"
 )
 
@@ -33,6 +35,7 @@ type lab struct {
 	*system.System
 	ports   atomic.Int32
 	forward string // URL of the cluster for tasks
+	alter   atomic.Pointer[func(*wire.PayloadMessage)]
 }
 
 // guest is a running task with the program of that name.
@@ -151,10 +154,17 @@ func (g *guest) v4() string { return g.env["ECS_CONTAINER_METADATA_URI_V4"] }
 
 func TestMetadata(t *testing.T) {
 	bin := system.Programs(t, system.Containerd2)
-	l := &lab{System: system.Start(t, system.Options{Containerd: system.Containerd2, Programs: bin, AgentEnv: []string{
+	l := &lab{}
+	l.System = system.Start(t, system.Options{Containerd: system.Containerd2, Programs: bin, AgentEnv: []string{
 		"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10s", "ECS_CONTAINER_STOP_TIMEOUT=2s",
 		"ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true", "ECS_ENABLE_CONTAINER_METADATA=true",
-	}})}
+	}, ACS: func(c *cacs.Config) {
+		c.Faults = &cacs.Faults{Alter: func(m *wire.PayloadMessage) {
+			if fn := l.alter.Load(); fn != nil {
+				(*fn)(m)
+			}
+		}}
+	}})
 	img, err := testimage.Program(t.Context(), "berth.dev/berth/integ/metadata/guest", "/guest", testimage.Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -174,6 +184,10 @@ func TestMetadata(t *testing.T) {
 		{"agent restart", agentRestart},
 		{"roles", roles},
 		{"roles in host mode", hostRole},
+		{"S3 spoofed addresses", spoofed},
+		{"S7 impersonated agent", impersonated},
+		{"S10 secrets in the environment", environmentOnTheHost},
+		{"S33 foreign credentials", foreignCredentials},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, l) })
 	}

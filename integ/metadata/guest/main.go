@@ -55,6 +55,16 @@ func main() {
 		b, err := os.ReadFile(r.URL.Query().Get("path"))
 		reply(w, Answer{Body: string(b), Err: text(err)})
 	})
+	http.HandleFunc("/link", func(w http.ResponseWriter, _ *http.Request) { reply(w, link()) })
+	http.HandleFunc("/frames", func(w http.ResponseWriter, r *http.Request) {
+		var list [][]byte
+		if err := json.NewDecoder(r.Body).Decode(&list); err != nil {
+			http.Error(w, err.Error(), http.StatusBadRequest)
+			return
+		}
+		reply(w, Answer{Err: text(frames(list))})
+	})
+	http.HandleFunc("/address", func(w http.ResponseWriter, _ *http.Request) { reply(w, Answer{Err: text(ownAddress())}) })
 	http.HandleFunc("/sdk", func(w http.ResponseWriter, r *http.Request) { reply(w, sdk(r)) })
 	if err := http.ListenAndServe(os.Args[1], nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
