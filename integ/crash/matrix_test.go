@@ -1,6 +1,7 @@
 package crash
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -11,23 +12,23 @@ import (
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
+	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
 
 	"berth.dev/berth/agent/fail"
+	cacs "berth.dev/berth/cluster/acs"
+	"berth.dev/berth/cluster/store"
+	"berth.dev/berth/cluster/vpc"
+	services "berth.dev/berth/integ/aws"
 	"berth.dev/berth/integ/system"
 	"berth.dev/berth/integ/testimage"
+	wire "berth.dev/berth/wire/acs"
 )
 
 // unreachable are the points that no task can pass yet, with the reasons.
 var unreachable = map[fail.Name]string{
-	fail.VolumeBeforeMount: "volumes are directories of the host, bound by the runtime",
-	fail.VolumeAfterMount:  "volumes are directories of the host, bound by the runtime",
-	fail.VolumeAfterUmount: "volumes are directories of the host, bound by the runtime",
-	fail.SecretAfterFetch:  "the tasks of the matrix refer to no secret",
 	fail.CNIBetweenPlugins: "the bridge and its ports are one plugin, called in process",
-	fail.ENIAfterMove:      "network mode awsvpc is refused",
-	fail.CredsAfterSet:     "the task has no role",
 	fail.MigrateMid:        "there is one version of the state's layout",
 }
 
@@ -57,7 +58,7 @@ func TestAgentExitsAtEachPoint(t *testing.T) {
 				name += "-and-containerd"
 			}
 			t.Run(name, func(t *testing.T) {
-				l := start(t, kind, bin)
+				l := start(t, kind, bin, func(c *cacs.Config) { c.Credentials = issue })
 				hit, n := 0, 0
 				for _, point := range fail.Names() {
 					if _, skip := unreachable[point]; skip {
@@ -92,10 +93,12 @@ func (l *lab) visit(t *testing.T, point fail.Name, both bool) {
 		side.StopTimeout = aws.Int32(2)
 		want["side"] = 137
 	}
-	def := l.register(t, "crash", main, side)
-	arn := l.On(t).Run(def, 1)[0]
+	arn := l.runPast(t, point, main, side)
 	v.alive(v.wait(arn, "RUNNING"))
-	v.stop(arn)
+	if point != fail.ENIAfterMove {
+		v.told(arn)
+	}
+	l.On(t).Stop(arn)
 	tk := v.wait(arn, "STOPPED")
 	if tk.StopCode != types.TaskStopCodeUserInitiated {
 		t.Errorf("stop code %s: %s", tk.StopCode, system.Explain(tk))
@@ -111,7 +114,80 @@ func (l *lab) visit(t *testing.T, point fail.Name, both bool) {
 	if v.died == 0 {
 		t.Fatal("the agent was not at this point")
 	}
-	l.judge(t, want, arn)
+	if point != fail.ENIAfterMove {
+		l.judge(t, want, arn)
+		return
+	}
+	for _, c := range tk.Containers {
+		if name, exit := aws.ToString(c.Name), aws.ToInt32(c.ExitCode); int(exit) != want[name] {
+			t.Errorf("container %s ended with %d", name, exit)
+		}
+	}
+}
+
+// Families of the tasks, and what those with roles refer to.
+const (
+	family      = "crash"
+	familyRoles = "crash-roles"
+	role        = "arn:aws:iam::" + services.Account + ":role/exec"
+	parameter   = "/crash/value"
+)
+
+// runPast runs a task that passes a point and returns its ARN.
+func (l *lab) runPast(t *testing.T, point fail.Name, main, side types.ContainerDefinition) string {
+	t.Helper()
+	def := &ecs.RegisterTaskDefinitionInput{Family: aws.String(family)}
+	run := &ecs.RunTaskInput{}
+	switch point {
+	case fail.VolumeBeforeMount, fail.VolumeAfterMount, fail.VolumeAfterUmount:
+		def.Volumes = []types.Volume{{Name: aws.String("data"), DockerVolumeConfiguration: &types.DockerVolumeConfiguration{Scope: types.ScopeTask}}}
+		main.MountPoints = []types.MountPoint{{SourceVolume: aws.String("data"), ContainerPath: aws.String("/data")}}
+	case fail.SecretAfterFetch, fail.CredsAfterSet:
+		def.Family, def.ExecutionRoleArn = aws.String(familyRoles), aws.String(role)
+		main.Secrets = []types.Secret{{Name: aws.String("VALUE"), ValueFrom: aws.String(parameter)}}
+	case fail.ENIAfterMove:
+		def.NetworkMode = types.NetworkModeAwsvpc
+		run.NetworkConfiguration = &types.NetworkConfiguration{AwsvpcConfiguration: &types.AwsVpcConfiguration{Subnets: []string{l.subnet(t)}}}
+		// Nothing of the host is reached from there, so these tell nobody of their start.
+		main.Command, side.Command = []string{"sh", "-c", trap(waits(3)) + "; " + waits(3)}, []string{"sh", "-c", trap(waits(4)) + "; " + waits(4)}
+	}
+	def.ContainerDefinitions = []types.ContainerDefinition{main, side}
+	run.TaskDefinition = aws.String(l.On(t).Register(def))
+	out, err := l.ECS.RunTask(t.Context(), run)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(out.Tasks) != 1 {
+		t.Fatalf("not placed: %+v", out.Failures)
+	}
+	return *out.Tasks[0].TaskArn
+}
+
+// subnet is the one that the cluster has by itself.
+func (l *lab) subnet(t *testing.T) (id string) {
+	t.Helper()
+	err := l.Cluster.Store.Update(t.Context(), func(tx *store.Tx) error {
+		err := vpc.EnsureDefaults(tx, "us-east-1")
+		if err == nil {
+			id = store.List(tx, store.Subnets, "")[0].ID
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return id
+}
+
+// issue issues the credentials of the roles of tasks that have some.
+func issue(_ context.Context, t *store.Task) (own, execution *wire.IAMRoleCredentials, err error) {
+	if aws.ToString(t.Task.Group) != "family:"+familyRoles {
+		return nil, nil, nil
+	}
+	return nil, &wire.IAMRoleCredentials{
+		CredentialsID: "exec-" + t.ID, RoleARN: role, AccessKeyID: "ASIAEXECUTION", SecretAccessKey: "secret", SessionToken: "token",
+		Expiration: time.Now().Add(time.Hour).UTC().Format(time.RFC3339),
+	}, nil
 }
 
 // visit is one task's life with a crash in it.
@@ -164,7 +240,8 @@ func (v *visit) wait(arn, status string) types.Task {
 	return tk
 }
 
-func (v *visit) stop(arn string) {
+// told waits until the ledger knows of both starts.
+func (v *visit) told(arn string) {
 	v.until("both containers have told of their start", func() error {
 		h := v.ledger.History().of(short(arn))
 		if len(h.Starts) != 2 {
@@ -172,7 +249,6 @@ func (v *visit) stop(arn string) {
 		}
 		return nil
 	})
-	v.On(v.t).Stop(arn)
 }
 
 // alive checks that what is RUNNING has processes.

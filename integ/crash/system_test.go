@@ -20,6 +20,7 @@ import (
 
 	cacs "berth.dev/berth/cluster/acs"
 	"berth.dev/berth/cluster/api"
+	services "berth.dev/berth/integ/aws"
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/system"
 	"berth.dev/berth/integ/testimage"
@@ -51,6 +52,9 @@ func start(t *testing.T, kind, bin string, acs ...func(*cacs.Config)) *lab {
 	l := &lab{ledger: &Ledger{}, registry: testimage.NewRegistry()}
 	t.Cleanup(l.registry.Close)
 	l.listen(t)
+	aws := services.Start(t)
+	aws.Allow(services.Key{ID: "ASIAEXECUTION", Secret: "secret", Token: "token", Role: "exec"})
+	aws.SetParameter("us-east-1", parameter, "value")
 	l.System = system.Start(t, system.Options{
 		Containerd: kind, Programs: bin,
 		API: func(c *api.Config) { c.Submitted = l.submitted },
@@ -59,10 +63,10 @@ func start(t *testing.T, kind, bin string, acs ...func(*cacs.Config)) *lab {
 				change(c)
 			}
 		},
-		AgentEnv: []string{
+		AgentEnv: append(aws.Environ(), "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
 			"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=1s", "ECS_CONTAINER_STOP_TIMEOUT=20s",
 			"ECS_DYNAMIC_HOST_PORT_RANGE=40000-40199",
-		},
+		),
 	})
 	return l
 }
