@@ -107,33 +107,59 @@ func (c *Cursor) begin() error {
 			}
 		}
 	}
-	err := c.advance()
-	if err != io.EOF {
-		return err
+	for range advanceTries {
+		if err := c.advance(); err != io.EOF {
+			return err
+		}
+		// A log whose files have no heads: its oldest file.
+		last := oldest(c.path)
+		if last < 0 {
+			return io.EOF
+		}
+		err := c.openHeadless(Rotated(c.path, last))
+		switch {
+		case errors.Is(err, errOther): // the log was begun just now, and is found by its heads
+		case errors.Is(err, fs.ErrNotExist):
+			return io.EOF
+		default:
+			return err
+		}
 	}
-	// A log whose files have no heads: its oldest file.
-	last := oldest(c.path)
-	if last < 0 {
-		return io.EOF
-	}
-	if err = c.open(Rotated(c.path, last), Position{}); errors.Is(err, fs.ErrNotExist) {
-		return io.EOF
-	}
-	return err
+	return io.EOF
 }
 
 // errOther is of a file that is not the one that is wanted.
 var errOther = errors.New("another file of the log")
 
-// open opens a file at its start, or at a position if it is the file of that; if not,
-// the error is errOther.
+// open opens a file at a position if it is the file of that; if not, the error is
+// errOther.
 func (c *Cursor) open(path string, at Position) error {
 	f, err := os.Open(path)
 	if err != nil {
 		return err
 	}
 	h, err := readHead(f)
-	if err == nil && at.File != "" && h.File != at.File {
+	if err == nil && h.File != at.File {
+		err = errOther
+	}
+	if err != nil {
+		f.Close()
+		return err
+	}
+	c.Close()
+	c.f, c.pos = f, at
+	return nil
+}
+
+// openHeadless opens a file that has no head, or none yet, at its start; for one that has
+// a head the error is errOther.
+func (c *Cursor) openHeadless(path string) error {
+	f, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	h, err := readHead(f)
+	if err == nil && h.size > 0 {
 		err = errOther
 	}
 	if err != nil {
@@ -142,10 +168,6 @@ func (c *Cursor) open(path string, at Position) error {
 	}
 	c.Close()
 	c.f = f
-	if at.File != "" {
-		c.pos = at
-		return nil
-	}
 	c.enter(h)
 	return nil
 }
