@@ -120,7 +120,7 @@ func (a *app) command() *cobra.Command {
 		verbs     []*cobra.Command
 	}{
 		{"system", "The system on this host:", []*cobra.Command{a.up(), a.down(), a.status(), a.doctor(), a.env(), a.key(), a.token()}},
-		{"tasks", "Tasks:", []*cobra.Command{a.runFile(), a.ps(), a.top(), a.logs(), a.stop(), a.events(), a.image()}},
+		{"tasks", "Tasks:", []*cobra.Command{a.runFile(), a.ps(), a.top(), a.logs(), a.stop(), a.events(), a.watchEvents(), a.image()}},
 		{"programs", "The programs, one at a time:", []*cobra.Command{a.agentProgram(), a.clusterProgram(), a.containerdProgram()}},
 	}
 	for _, g := range groups {

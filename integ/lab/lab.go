@@ -39,12 +39,19 @@ type Lab struct {
 	Key    cluster.Key // the operator's
 	ECS    *ecs.Client // as the operator
 	HTTP   *http.Client
+	change func(*cluster.Config)
 }
 
 // Start opens a cluster on a free port of loopback and closes it with the test.
 func Start(t testing.TB) *Lab {
 	t.Helper()
-	l := &Lab{t: t, Dir: t.TempDir(), HTTP: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}}
+	return StartWith(t, func(*cluster.Config) {})
+}
+
+// StartWith is Start with changes to the cluster's configuration.
+func StartWith(t testing.TB, change func(*cluster.Config)) *Lab {
+	t.Helper()
+	l := &Lab{t: t, change: change, Dir: t.TempDir(), HTTP: &http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 32}}}
 	l.open("127.0.0.1:0")
 	t.Cleanup(l.close)
 	return l
@@ -52,9 +59,9 @@ func Start(t testing.TB) *Lab {
 
 func (l *Lab) open(listen string) {
 	l.t.Helper()
-	s, err := cluster.Open(context.Background(), cluster.Config{
-		Dir: l.Dir, Listen: listen, Region: Region, Account: Account, Log: slog.New(slog.DiscardHandler),
-	})
+	c := cluster.Config{Dir: l.Dir, Listen: listen, Region: Region, Account: Account, Log: slog.New(slog.DiscardHandler)}
+	l.change(&c)
+	s, err := cluster.Open(context.Background(), c)
 	if err != nil {
 		l.t.Fatalf("open cluster: %v", err)
 	}

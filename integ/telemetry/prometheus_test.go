@@ -21,15 +21,16 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
+	"berth.dev/berth/cluster"
 	"berth.dev/berth/integ/lab"
 	"berth.dev/berth/integ/system"
 )
 
 // whole starts a system whose cluster is the whole program and not only what agents see
 // of it.
-func whole(t *testing.T, env ...string) (*system.System, *lab.Lab) {
+func whole(t *testing.T, change func(*cluster.Config), env ...string) (*system.System, *lab.Lab) {
 	t.Helper()
-	l := lab.Start(t)
+	l := lab.StartWith(t, change)
 	k := l.InstanceKey()
 	key := filepath.Join(t.TempDir(), "agent.key")
 	text := fmt.Sprintf("[default]\naws_access_key_id = %s\naws_secret_access_key = %s\n", k.AccessKeyID, k.SecretAccessKey)
@@ -78,16 +79,28 @@ const (
 	agentPort      = "51680" // ECS_ENABLE_PROMETHEUS_METRICS
 )
 
-// Debian's Prometheus finds the agents of a cluster by its discovery of EC2 instances, and
-// scrapes them and the cluster.
-func TestPrometheusDiscoversAndScrapes(t *testing.T) {
-	prometheus, promtool := program(t, "/usr/bin/prometheus"), program(t, "/usr/bin/promtool")
-	s, l := whole(t, "ECS_ENABLE_PROMETHEUS_METRICS=true")
-	task := filepath.Base(s.Run(s.Register(sleeper("scraped")), 1)[0])
-	s.Wait("RUNNING", 30*time.Second, task)
+// TestOpen is how others see a system: by Prometheus, by OpenTelemetry and by its events.
+func TestOpen(t *testing.T) {
+	seen := &followed{receiver: newReceiver(t), file: filepath.Join(t.TempDir(), "events")}
+	s, l := whole(t, func(c *cluster.Config) {
+		c.Events = cluster.Events{File: seen.file, Webhooks: []string{seen.receiver.URL + "/hook"}}
+		c.OTLPEndpoint = seen.receiver.URL
+	}, "ECS_ENABLE_PROMETHEUS_METRICS=true", "BERTH_OTLP_ENDPOINT="+seen.receiver.URL)
+	seen.watch(t, s, l)
+	arn := s.Run(s.Register(sleeper("observed")), 1)[0]
+	s.Wait("RUNNING", 30*time.Second, arn)
+	task := filepath.Base(arn)
+	t.Run("prometheus", func(t *testing.T) { prometheusDiscovers(t, l, task) })
+	t.Run("opentelemetry", func(t *testing.T) { seen.receiver.waitFor(t, task) })
+	t.Run("events", func(t *testing.T) { seen.events(t, s, arn) })
+}
 
+// prometheusDiscovers has Debian's Prometheus find the agents of the cluster by its
+// discovery of EC2 instances, and scrape them and the cluster.
+func prometheusDiscovers(t *testing.T, l *lab.Lab, task string) {
+	prometheus, promtool := program(t, "/usr/bin/prometheus"), program(t, "/usr/bin/promtool")
 	dir := t.TempDir()
-	cluster, err := url.Parse(l.URL)
+	address, err := url.Parse(l.URL)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -101,7 +114,7 @@ scrape_configs:
   relabel_configs:
   - {source_labels: [__meta_ec2_instance_id], target_label: instance_id}
   - {source_labels: [__meta_ec2_availability_zone], target_label: zone}
-`, cluster.Host, l.URL, lab.Region, l.Key.AccessKeyID, l.Key.SecretAccessKey, agentPort)
+`, address.Host, l.URL, lab.Region, l.Key.AccessKeyID, l.Key.SecretAccessKey, agentPort)
 	path := filepath.Join(dir, "prometheus.yml")
 	if err := os.WriteFile(path, []byte(config), 0o600); err != nil {
 		t.Fatal(err)

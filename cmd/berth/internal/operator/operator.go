@@ -140,20 +140,9 @@ func (c *Client) InstanceKey(ctx context.Context) (Key, error) {
 // call makes a signed call of what Berth's clusters have besides the ECS API. The answer
 // has at most limit bytes.
 func (c *Client) call(ctx context.Context, method, path string, body []byte, limit int64) ([]byte, error) {
-	req, err := http.NewRequestWithContext(ctx, method, c.URL+path, bytes.NewReader(body))
+	resp, err := c.send(ctx, method, path, body, http.Header{"Content-Type": {"application/json"}})
 	if err != nil {
 		return nil, err
-	}
-	req.Header.Set("Content-Type", "application/json")
-	sum := sha256.Sum256(body)
-	signer := v4.NewSigner()
-	creds := aws.Credentials{AccessKeyID: c.Key.AccessKeyID, SecretAccessKey: c.Key.Secret.Reveal()}
-	if err := signer.SignHTTP(ctx, creds, req, hex.EncodeToString(sum[:]), "ecs", c.Region, time.Now()); err != nil {
-		return nil, err
-	}
-	resp, err := c.http.Do(req)
-	if err != nil {
-		return nil, c.Explain(err)
 	}
 	defer resp.Body.Close()
 	answer, err := io.ReadAll(io.LimitReader(resp.Body, limit))
@@ -164,6 +153,28 @@ func (c *Client) call(ctx context.Context, method, path string, body []byte, lim
 		return nil, fmt.Errorf("the cluster refused: %s: %s", resp.Status, bytes.TrimSpace(answer))
 	}
 	return answer, nil
+}
+
+// send makes a signed call. The caller closes the answer's body.
+func (c *Client) send(ctx context.Context, method, path string, body []byte, header http.Header) (*http.Response, error) {
+	req, err := http.NewRequestWithContext(ctx, method, c.URL+path, bytes.NewReader(body))
+	if err != nil {
+		return nil, err
+	}
+	for name, values := range header {
+		req.Header[name] = values
+	}
+	sum := sha256.Sum256(body)
+	signer := v4.NewSigner()
+	creds := aws.Credentials{AccessKeyID: c.Key.AccessKeyID, SecretAccessKey: c.Key.Secret.Reveal()}
+	if err := signer.SignHTTP(ctx, creds, req, hex.EncodeToString(sum[:]), "ecs", c.Region, time.Now()); err != nil {
+		return nil, err
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, c.Explain(err)
+	}
+	return resp, nil
 }
 
 // Explain turns an error of a call into one that says what to do: what the API said,
