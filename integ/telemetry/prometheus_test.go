@@ -28,7 +28,7 @@ import (
 
 // whole starts a system whose cluster is the whole program and not only what agents see
 // of it.
-func whole(t *testing.T, change func(*cluster.Config), env ...string) (*system.System, *lab.Lab) {
+func whole(t *testing.T, bin string, change func(*cluster.Config), env ...string) (*system.System, *lab.Lab) {
 	t.Helper()
 	l := lab.StartWith(t, change)
 	k := l.InstanceKey()
@@ -37,7 +37,7 @@ func whole(t *testing.T, change func(*cluster.Config), env ...string) (*system.S
 	if err := os.WriteFile(key, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	s := system.Start(t, system.Options{AgentEnv: append([]string{"ECS_BACKEND_HOST=" + l.URL, "BERTH_KEY_FILE=" + key}, env...)})
+	s := system.Start(t, system.Options{Programs: bin, AgentEnv: append([]string{"ECS_BACKEND_HOST=" + l.URL, "BERTH_KEY_FILE=" + key}, env...)})
 	s.ECS = l.ECS
 	return s, l
 }
@@ -79,10 +79,11 @@ const (
 	agentPort      = "51680" // ECS_ENABLE_PROMETHEUS_METRICS
 )
 
-// TestOpen is how others see a system: by Prometheus, by OpenTelemetry and by its events.
-func TestOpen(t *testing.T) {
+// openToOthers is how others see a system: by Prometheus, by OpenTelemetry and by its
+// events.
+func openToOthers(t *testing.T, bin string) {
 	seen := &followed{receiver: newReceiver(t), file: filepath.Join(t.TempDir(), "events")}
-	s, l := whole(t, func(c *cluster.Config) {
+	s, l := whole(t, bin, func(c *cluster.Config) {
 		c.Events = cluster.Events{File: seen.file, Webhooks: []string{seen.receiver.URL + "/hook"}}
 		c.OTLPEndpoint = seen.receiver.URL
 	}, "ECS_ENABLE_PROMETHEUS_METRICS=true", "BERTH_OTLP_ENDPOINT="+seen.receiver.URL)

@@ -82,8 +82,15 @@ func (r *reader) usedAt(t time.Time) (float64, bool) {
 	return 0, false
 }
 
-func TestNumbersAgree(t *testing.T) {
-	s := system.Start(t, system.Options{})
+func TestTelemetry(t *testing.T) {
+	bin := system.Programs(t, system.Containerd2)
+	t.Run("numbers agree", func(t *testing.T) { numbersAgree(t, bin) })
+	t.Run("open to others", func(t *testing.T) { openToOthers(t, bin) })
+}
+
+// numbersAgree compares what the cluster is told with an independent reading.
+func numbersAgree(t *testing.T, bin string) {
+	s := system.Start(t, system.Options{Programs: bin})
 	busybox, err := testimage.Busybox()
 	if err != nil {
 		t.Fatal(err)
