@@ -54,6 +54,8 @@ var catalog = func() []metric {
 		{namespaceECS, "CPUUtilization", series.Service, series.CPUUtilization, percent},
 		{namespaceECS, "MemoryUtilization", series.Service, series.MemoryUtilization, percent},
 
+		{namespaceECS, "EBSFilesystemUtilization", series.Service, series.VolumeUtilized, percent},
+
 		{namespaceInsights, "TaskCount", series.Cluster, series.RunningTasks, count},
 		{namespaceInsights, "ContainerInstanceCount", series.Cluster, series.Instances, count},
 		{namespaceInsights, "RunningTaskCount", series.Service, series.RunningTasks, count},
@@ -65,6 +67,8 @@ var catalog = func() []metric {
 		{namespaceInsights, "instance_number_of_running_tasks", series.Instance, series.RunningTasks, count},
 		{namespaceInsights, "TaskCpuUtilization", series.Task, series.CPUUtilization, percent},
 		{namespaceInsights, "TaskMemoryUtilization", series.Task, series.MemoryUtilization, percent},
+		{namespaceInsights, "TaskEBSFilesystemUtilization", series.Task, series.VolumeUtilized, percent},
+		{namespaceInsights, "EphemeralStorageUtilized", series.Task, series.StorageUtilized, byteCount},
 		{namespaceInsights, "ContainerCpuUtilization", series.Container, series.CPUUtilization, percent},
 		{namespaceInsights, "ContainerMemoryUtilization", series.Container, series.MemoryUtilization, percent},
 	}

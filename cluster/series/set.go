@@ -112,7 +112,11 @@ func (r *Row) Get(m Metric) Set {
 }
 
 // Add enters further samples of a metric.
-func (r *Row) Add(m Metric, s Set) { r.Set(m, r.Get(m).Add(s)) }
+func (r *Row) Add(m Metric, s Set) {
+	if s.Count > 0 {
+		r.Set(m, r.Get(m).Add(s))
+	}
+}
 
 func (r *Row) find(m Metric) int {
 	i := 0

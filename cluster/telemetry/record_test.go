@@ -78,7 +78,12 @@ func (r *rig) open() {
 // percent of the instance's processors.
 func (r *rig) publish(n int, at time.Time, cpu float64) {
 	r.keeper.Take(instanceARN(n), &tcs.PublishMetricsRequest{Timestamp: tcs.Time{Time: at}, TaskMetrics: []tcs.TaskMetric{{
-		TaskARN: fmt.Sprintf("arn:aws:ecs:r:1:task/lab/%d", n), ContainerMetrics: []tcs.ContainerMetric{
+		TaskARN:          fmt.Sprintf("arn:aws:ecs:r:1:task/lab/%d", n),
+		EphemeralStorage: &tcs.EphemeralStorage{BytesUtilized: tcs.NewLongSet(1<<20, 2<<20, 0, 2)},
+		VolumeMetrics: []tcs.VolumeMetric{
+			{VolumeID: "a", Utilized: &tcs.Set{Max: 10}, Size: &tcs.Set{Max: 100}}, {VolumeID: "b", Utilized: &tcs.Set{Max: 30}, Size: &tcs.Set{Max: 40}},
+		},
+		ContainerMetrics: []tcs.ContainerMetric{
 			{ContainerName: "web", CPU: &tcs.Set{Sum: cpu, Max: cpu, SampleCount: 1}, Memory: &tcs.Set{Sum: 512, Max: 512, SampleCount: 1}},
 		},
 	}}})
@@ -138,6 +143,9 @@ func TestSeriesOfEveryKind(t *testing.T) {
 		{series.Container, "lab/0/web", series.CPUUtilized, series.Set{Min: 512, Max: 512, Sum: 3 * 512, Count: 3}},
 		{series.Task, "lab/1", series.CPUUtilization, series.One(25)},
 		{series.Task, "lab/1", series.MemoryUtilization, series.One(50)},
+		{series.Task, "lab/1", series.VolumeUtilized, series.One(75)},
+		{series.Task, "lab/1", series.StorageUtilized, series.One(2 << 20)},
+		{series.Service, "lab/web", series.VolumeUtilized, series.Set{Min: 75, Max: 75, Sum: 150, Count: 2}},
 		{series.Service, "lab/web", series.CPUUtilization, series.Set{Min: 25, Max: 100, Sum: 125, Count: 2}},
 		{series.Service, "lab/web", series.RunningTasks, series.One(2)},
 		{series.Instance, "lab/0", series.CPUUtilization, series.One(25)},

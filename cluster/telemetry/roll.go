@@ -147,6 +147,13 @@ func (s *sheet) container(r store.Reader, u *minuteUse) {
 		s.known = append(s.known, info)
 	}
 	addMeans(task, &c, summed)
+	last := u.points[len(u.points)-1]
+	if last.StorageUsed > 0 {
+		task.Set(series.StorageUtilized, series.One(float64(last.StorageUsed)))
+	}
+	if last.VolumeUsed > 0 {
+		task.Set(series.VolumeUtilized, series.One(float64(last.VolumeUsed)))
+	}
 }
 
 func lastPart(arn string) string { return arn[strings.LastIndexByte(arn, '/')+1:] }
@@ -228,6 +235,7 @@ func (s *sheet) tasks() {
 				service.Add(m, t.Get(m))
 			}
 			addMeans(service, t, summed)
+			service.Add(series.VolumeUtilized, t.Get(series.VolumeUtilized))
 		}
 		name := info.cluster + "/" + info.instance
 		instance, _ := s.row(series.Instance, name)

@@ -45,6 +45,10 @@ type Point struct {
 	ReadBytes  int64   `json:"readBytes"`
 	WriteBytes int64   `json:"writeBytes"`
 	Restarts   int32   `json:"restarts"` // in the interval
+	// Of the task as a whole, in the points of its first container: bytes in its own limited
+	// storage, and percent of its fullest block volume.
+	StorageUsed int64   `json:"storageUsed,omitempty"`
+	VolumeUsed  float32 `json:"volumeUsed,omitempty"`
 }
 
 // Container is a container with the points that are kept of it, the oldest first.
@@ -96,7 +100,11 @@ func (k *Keeper) Take(instanceARN string, m *tcs.PublishMetricsRequest) {
 		t := &m.TaskMetrics[i]
 		for j := range t.ContainerMetrics {
 			c := &t.ContainerMetrics[j]
-			k.enter(key{t.TaskARN, c.ContainerName}, instanceARN, t.TaskDefinitionFamily, now, point(at, c))
+			p := point(at, c)
+			if j == 0 {
+				p.StorageUsed, p.VolumeUsed = ofTask(t)
+			}
+			k.enter(key{t.TaskARN, c.ContainerName}, instanceARN, t.TaskDefinitionFamily, now, p)
 		}
 	}
 }
@@ -118,6 +126,19 @@ func point(at time.Time, c *tcs.ContainerMetric) Point {
 		p.Restarts = int32(min(max(c.Restart.RestartCount, 0), 1<<30))
 	}
 	return p
+}
+
+// ofTask is how full a task's own storage is, in bytes, and its fullest volume, in percent.
+func ofTask(t *tcs.TaskMetric) (storage int64, volume float32) {
+	if e := t.EphemeralStorage; e != nil {
+		storage = largest(e.BytesUtilized)
+	}
+	for i := range t.VolumeMetrics {
+		if used, size := t.VolumeMetrics[i].Utilized, t.VolumeMetrics[i].Size; used != nil && size != nil && size.Max > 0 {
+			volume = max(volume, float32(100*used.Max/size.Max))
+		}
+	}
+	return storage, volume
 }
 
 func mean(s *tcs.Set) (mean, highest float32) {
