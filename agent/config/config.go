@@ -211,6 +211,8 @@ type Berth struct {
 	KeyFile          string
 	KeyRotation      time.Duration // 0 means never
 	CAFile           string
+	IMDSEndpoint     string        // empty means the link-local address
+	DrainAtShutdown  time.Duration // 0 means that a shutdown does not drain
 	DebugSocket      string
 	Bridge           string // interface of bridge mode; empty means the plugin's default
 	BridgeSubnet     netip.Prefix

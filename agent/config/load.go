@@ -33,6 +33,9 @@ type Sources struct {
 	Environ  []string // as os.Environ gives it
 	EnvFiles []string // nil means UserFile, then InstanceFile
 	JSONFile string   // where ECS_AGENT_CONFIG_FILE_PATH is not set; empty means JSONFile
+	// UserData is that of an EC2 instance. If it is JSON, the settings in its member
+	// ECSAgentConfiguration come last of all.
+	UserData []byte
 }
 
 // loader is the state of one Load.
@@ -68,6 +71,7 @@ func Load(src Sources) (*Config, error) {
 	for _, path := range files {
 		layers = append(layers, layer{from: path, values: l.envFile(path)})
 	}
+	l.userData(src.UserData)
 	l.jsonFile(jsonPath(layers, src.JSONFile))
 	for _, y := range slices.Backward(layers) {
 		l.apply(y)
@@ -262,6 +266,21 @@ func (l *loader) jsonFile(path string) {
 		l.errs = append(l.errs, fmt.Errorf("%s is not a JSON object of settings", path))
 		return
 	}
+	l.jsonMembers(members, path)
+}
+
+// userData takes the settings of user data. Such data are often something else.
+func (l *loader) userData(text []byte) {
+	var data struct {
+		ECSAgentConfiguration map[string]json.RawMessage
+	}
+	if len(text) <= maxFile && json.Unmarshal(text, &data) == nil {
+		l.jsonMembers(data.ECSAgentConfiguration, "user data")
+	}
+}
+
+// jsonMembers takes the members of a JSON object of settings.
+func (l *loader) jsonMembers(members map[string]json.RawMessage, path string) {
 	byKey := make(map[string]json.RawMessage, len(members))
 	names := make(map[string]string, len(members))
 	for name, raw := range members {

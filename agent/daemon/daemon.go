@@ -21,6 +21,7 @@ import (
 	"berth.dev/berth/agent/attach"
 	"berth.dev/berth/agent/config"
 	"berth.dev/berth/agent/creds"
+	"berth.dev/berth/agent/ec2"
 	"berth.dev/berth/agent/ecs"
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/health"
@@ -43,7 +44,9 @@ type Options struct {
 	// CheckProgram is this program; it is started with "state check PATH" to look at
 	// the state database before it is opened.
 	CheckProgram string
-	Log          *slog.Logger
+	// EC2 is the metadata service of the instance that this host is; nil if it is none.
+	EC2 *ec2.Instance
+	Log *slog.Logger
 }
 
 // agent is one run of the agent.
@@ -100,7 +103,13 @@ func Run(ctx context.Context, o Options) error {
 	if err := a.open(ctx); err != nil {
 		return err
 	}
-	err = a.run(ctx)
+	lived, cancel := context.WithCancel(context.WithoutCancel(ctx))
+	defer cancel()
+	defer context.AfterFunc(ctx, func() {
+		a.drainAtShutdown(lived)
+		cancel()
+	})()
+	err = a.run(lived)
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
 		err = nil
 	}
@@ -110,6 +119,9 @@ func Run(ctx context.Context, o Options) error {
 // open opens what needs neither the network nor containerd.
 func (a *agent) open(ctx context.Context) (err error) {
 	if a.facts, err = gather(a.c); err != nil {
+		return err
+	}
+	if err := a.identify(ctx); err != nil {
 		return err
 	}
 	a.creds = &creds.Store{}
@@ -153,6 +165,7 @@ func (a *agent) run(ctx context.Context) error {
 	g.Go(func() error { a.supervise(ctx); return nil })
 	g.Go(func() error { a.rest(ctx); return nil })
 	g.Go(func() error { return a.keepKey(ctx) })
+	g.Go(func() error { a.watchNotices(ctx); return nil })
 
 	var up errgroup.Group
 	up.Go(func() error { return a.register(ctx) })
@@ -180,6 +193,9 @@ func (a *agent) register(ctx context.Context) error {
 	if meta.Cluster != "" && meta.Cluster != a.ecs.Cluster() {
 		return config.Terminal(fmt.Errorf("ECS_CLUSTER is %q, but the state in %s belongs to cluster %q: change the setting back, or remove that directory to register as a new container instance",
 			a.ecs.Cluster(), a.c.Berth.StateDir, meta.Cluster))
+	}
+	if err := a.leaveWarmPool(ctx); err != nil {
+		return err
 	}
 	r, err := a.ecs.Register(ctx, meta.InstanceARN)
 	if err != nil {

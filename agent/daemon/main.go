@@ -77,7 +77,7 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 		fmt.Fprintf(stdout, "Berth agent %s (%s)\n", version, hash)
 		return config.ExitOK
 	}
-	c, err := config.Load(config.Sources{Environ: os.Environ()})
+	c, instance, err := load(ctx, verb == "" && !*check)
 	if err != nil {
 		fmt.Fprintf(stderr, "%s: %v\n", name, err)
 		return config.ExitTerminal
@@ -101,7 +101,7 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 			err = selfErr
 			break
 		}
-		err = Run(ctx, Options{Settings: c, Version: version, Hash: hash, CheckProgram: self, Log: log})
+		err = Run(ctx, Options{Settings: c, Version: version, Hash: hash, CheckProgram: self, EC2: instance, Log: log})
 	}
 	if err != nil {
 		log.Error("the agent ends", "err", err, "code", config.ExitCode(err))

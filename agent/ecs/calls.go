@@ -3,12 +3,14 @@ package ecs
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
+	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"github.com/aws/smithy-go"
 )
 
@@ -23,6 +25,20 @@ func (cl *Client) Tags(ctx context.Context, arn string) (map[string]string, erro
 		tags[aws.ToString(t.Key)] = aws.ToString(t.Value)
 	}
 	return tags, nil
+}
+
+// Drain has the cluster place no more tasks on an instance, and move those of services.
+func (cl *Client) Drain(ctx context.Context, instanceARN string) error {
+	out, err := cl.api.UpdateContainerInstancesState(ctx, &ecs.UpdateContainerInstancesStateInput{
+		Cluster: aws.String(cl.Cluster()), ContainerInstances: []string{instanceARN}, Status: types.ContainerInstanceStatusDraining,
+	})
+	if err == nil && len(out.Failures) > 0 {
+		err = fmt.Errorf("%s %s", aws.ToString(out.Failures[0].Reason), aws.ToString(out.Failures[0].Detail))
+	}
+	if err != nil {
+		return fmt.Errorf("drain this instance: %w", brief(err))
+	}
+	return nil
 }
 
 // Protection is the protection of a task, or the cluster's failure to say.

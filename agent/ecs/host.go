@@ -23,6 +23,11 @@ type HostFacts struct {
 	// Capabilities are the attributes for what this host has and others may lack:
 	// runtimes, AppArmor, SELinux. The caller fills them in.
 	Capabilities []string
+
+	// IdentityDocument and IdentitySignature are those of an EC2 instance, Tags its owner's.
+	// The caller fills them in.
+	IdentityDocument, IdentitySignature string
+	Tags                                map[string]string
 }
 
 // Gather reads the facts of this host from /proc and /etc/os-release.

@@ -79,8 +79,8 @@ func (cl *Client) registration(savedARN string) (*ecs.RegisterContainerInstanceI
 	}
 	in := &ecs.RegisterContainerInstanceInput{
 		Cluster:                           aws.String(cl.Cluster()),
-		InstanceIdentityDocument:          aws.String(""),
-		InstanceIdentityDocumentSignature: aws.String(""),
+		InstanceIdentityDocument:          aws.String(cl.host.IdentityDocument),
+		InstanceIdentityDocumentSignature: aws.String(cl.host.IdentitySignature),
 		TotalResources: []types.Resource{
 			integer("CPU", int64(cl.host.CPUs)*1024), integer("MEMORY", memory),
 			portSet("PORTS", cl.c.Host.ReservedPorts), portSet("PORTS_UDP", cl.c.Host.ReservedPortsUDP),
@@ -99,8 +99,14 @@ func (cl *Client) registration(savedARN string) (*ecs.RegisterContainerInstanceI
 		}
 		in.Attributes = append(in.Attributes, t)
 	}
-	for _, k := range slices.Sorted(maps.Keys(cl.c.Cluster.Tags)) {
-		in.Tags = append(in.Tags, types.Tag{Key: aws.String(k), Value: aws.String(cl.c.Cluster.Tags[k])})
+	// Tags of the settings win over those of the host (agent protocol).
+	tags := maps.Clone(cl.host.Tags)
+	if tags == nil {
+		tags = map[string]string{}
+	}
+	maps.Copy(tags, cl.c.Cluster.Tags)
+	for _, k := range slices.Sorted(maps.Keys(tags)) {
+		in.Tags = append(in.Tags, types.Tag{Key: aws.String(k), Value: aws.String(tags[k])})
 	}
 	return in, nil
 }

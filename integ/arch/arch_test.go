@@ -69,6 +69,7 @@ var imports = []struct {
 	{"agent/tcs", []string{"wire/...", "agent/session"}},
 	{"agent/ecs", []string{"agent/task", "agent/config"}},
 	{"agent/telemetry", []string{"wire/...", "stats", "agent/task", "agent/engine", "agent/plan"}},
+	{"agent/ec2/...", nil},
 	{"agent/join", []string{"wire/join"}},
 	{"agent/report", []string{"agent/task", "agent/state", "agent/fail"}},
 	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "otlp", "eni/...", "cni-plugins/...", "volumes/..."}},

@@ -73,7 +73,8 @@ func TestMachines(t *testing.T) {
 		run  func(*two)
 	}{
 		{"cluster", (*two).cluster}, {"join", (*two).join}, {"ready only when all is taken up", (*two).ready}, {"tasks on both", (*two).both},
-		{"watchdog", (*two).watchdog}, {"journal", (*two).journal}, {"upgrade and back", (*two).upgrade}, {"uninstall", (*two).uninstall}, {"purge", (*two).purge},
+		{"watchdog", (*two).watchdog}, {"journal", (*two).journal}, {"upgrade and back", (*two).upgrade}, {"uninstall", (*two).uninstall},
+		{"shutdown drains", (*two).shutdown}, {"purge", (*two).purge},
 	} {
 		start := time.Now()
 		if !t.Run(part.name, func(t *testing.T) { part.run(&two{t, s.first.on(t), s.second.on(t), s.ecs}) }) {
@@ -85,7 +86,6 @@ func TestMachines(t *testing.T) {
 		t.Logf("%s: %v", part.name, time.Since(start).Round(time.Millisecond))
 	}
 	s.first.PowerOff()
-	s.second.PowerOff()
 }
 
 // cluster installs the cluster on the first machine.
@@ -121,22 +121,13 @@ func (s *two) client() *ecs.Client {
 func (s *two) join() {
 	for _, m := range []*Machine{s.first, s.second} {
 		m.Run("sh", "-c", "mkdir -p /etc/ecs; echo ECS_IMAGE_PULL_BEHAVIOR=prefer-cached > /etc/ecs/ecs.config")
-		token := strings.TrimSpace(s.first.Run("berth", "token", "create", "--ttl", "5m"))
-		cmd := m.Command("bash", "/host/packages/"+Today+"/install.sh", "--join-token", "-")
-		cmd.Stdin = strings.NewReader(token)
-		out, err := cmd.CombinedOutput()
-		if err != nil || !strings.Contains(string(out), "The agent works: 0 tasks; connected to cluster default") {
-			s.Fatalf("install.sh on %s: %v\n%s", m.Name, err, out)
-		}
-		if strings.Contains(string(out), token) {
-			s.Errorf("the script tells the token: %s", out)
-		}
+		token := s.member(m)
 		if got := m.Run("systemctl", "is-active", "ecs.service"); got != "active\n" {
 			s.Errorf("ecs.service is %q", got)
 		}
 		m.Run("berth", "image", "load", "/host/packages/busybox.tar")
 		// A second time it finds everything done.
-		cmd = m.Command("bash", "/host/packages/"+Today+"/install.sh", "--join-token", "-")
+		cmd := m.Command("bash", "/host/packages/"+Today+"/install.sh", "--join-token", "-")
 		cmd.Stdin = strings.NewReader(token)
 		if out, err := cmd.CombinedOutput(); err != nil || !strings.Contains(string(out), "a member of a cluster already") {
 			s.Errorf("again on %s: %v\n%s", m.Name, err, out)
@@ -146,6 +137,22 @@ func (s *two) join() {
 		s.Errorf("the tokens:\n%s", list)
 	}
 	_ = s.first.Run("berth", "token", "revoke", strings.Fields(strings.Split(s.first.Run("berth", "token", "list"), "\n")[1])[0])
+}
+
+// member runs the install script on a machine with a token of its own, which it returns.
+func (s *two) member(m *Machine) (token string) {
+	s.Helper()
+	token = strings.TrimSpace(s.first.Run("berth", "token", "create", "--ttl", "5m"))
+	cmd := m.Command("bash", "/host/packages/"+Today+"/install.sh", "--join-token", "-")
+	cmd.Stdin = strings.NewReader(token)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "The agent works: 0 tasks; connected to cluster default") {
+		s.Fatalf("install.sh on %s: %v\n%s", m.Name, err, out)
+	}
+	if strings.Contains(string(out), token) {
+		s.Errorf("the script tells the token: %s", out)
+	}
+	return token
 }
 
 // ready starts the agent while there is no cluster.
@@ -360,6 +367,18 @@ func (s *two) whole(arns []string) {
 func (s *two) uninstall() {
 	s.second.Run("bash", "/host/packages/"+Today+"/install.sh", "--uninstall", "--purge")
 	s.gone(s.second, "/var/lib/berth", "/var/log/berth", "/etc/berth", "/usr/bin/berth")
+}
+
+// shutdown makes the second machine a member again and turns it off.
+func (s *two) shutdown() {
+	s.second.Run("sh", "-c", "mkdir -p /etc/ecs; echo BERTH_DRAIN_AT_SHUTDOWN=20s > /etc/ecs/ecs.config")
+	s.member(s.second)
+	arn := s.instance(s.second)
+	s.second.PowerOff()
+	out, err := s.ecs.DescribeContainerInstances(s.Context(), &ecs.DescribeContainerInstancesInput{ContainerInstances: []string{arn}})
+	if err != nil || len(out.ContainerInstances) != 1 || aws.ToString(out.ContainerInstances[0].Status) != "DRAINING" {
+		s.Errorf("after the shutdown of %s: %+v, %v", arn, out, err)
+	}
 }
 
 // purge removes the packages of the first machine as any others.
