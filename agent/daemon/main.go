@@ -28,6 +28,7 @@ import (
 const usage = `Usage: %[1]s [flags]            run the agent
        %[1]s join TOKEN         make this host a member of a cluster of Berth's
        %[1]s rotate-key [flags] have that cluster make a new key for this host
+       %[1]s bake -clean|-check prepare this machine to be copied as an image
        %[1]s teardown [flags]   remove everything of the agent's from this host
        %[1]s state check FILE   look at a state database without opening it
 
@@ -48,6 +49,9 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 	defer stop()
 	if len(args) > 0 && args[0] == "join" {
 		return joinMain(ctx, name, args[1:], os.Stdin, stdout, stderr)
+	}
+	if len(args) > 0 && args[0] == "bake" {
+		return bakeMain(name, args[1:], stdout, stderr)
 	}
 	f := flag.NewFlagSet(name, flag.ContinueOnError)
 	f.SetOutput(stderr)

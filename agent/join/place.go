@@ -26,11 +26,12 @@ type Record struct {
 	Unconfirmed bool `json:"unconfirmed,omitempty"`
 }
 
-func (p Place) record() string { return p.KeyFile + ".json" }
+// Record is the file with what is remembered of a membership.
+func (p Place) Record() string { return p.KeyFile + ".json" }
 
 // ReadRecord returns nil without an error where the host was not made a member by a token.
 func (p Place) ReadRecord() (*Record, error) {
-	b, err := os.ReadFile(p.record())
+	b, err := os.ReadFile(p.Record())
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
@@ -39,7 +40,7 @@ func (p Place) ReadRecord() (*Record, error) {
 	}
 	var r Record
 	if err := json.Unmarshal(b, &r); err != nil {
-		return nil, fmt.Errorf("%s: %w", p.record(), err)
+		return nil, fmt.Errorf("%s: %w", p.Record(), err)
 	}
 	return &r, nil
 }
@@ -49,7 +50,7 @@ func (p Place) writeRecord(r Record) error {
 	if err != nil {
 		return err
 	}
-	return replace(p.record(), append(b, '\n'), 0o600)
+	return replace(p.Record(), append(b, '\n'), 0o600)
 }
 
 func (p Place) writeKey(id, secret string) error {
@@ -87,7 +88,7 @@ func (p Place) Write(m Member, at time.Time) (err error) {
 			err = errors.Join(err, undo[i]())
 		}
 	}()
-	for _, path := range []string{p.CAFile, p.KeyFile, p.record(), p.Settings} {
+	for _, path := range []string{p.CAFile, p.KeyFile, p.Record(), p.Settings} {
 		back, err := remember(path)
 		if err != nil {
 			return err

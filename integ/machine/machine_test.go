@@ -74,7 +74,7 @@ func TestMachines(t *testing.T) {
 	}{
 		{"cluster", (*two).cluster}, {"join", (*two).join}, {"ready only when all is taken up", (*two).ready}, {"tasks on both", (*two).both},
 		{"watchdog", (*two).watchdog}, {"journal", (*two).journal}, {"upgrade and back", (*two).upgrade}, {"uninstall", (*two).uninstall},
-		{"shutdown drains", (*two).shutdown}, {"purge", (*two).purge},
+		{"bake", (*two).bake}, {"shutdown drains", (*two).shutdown}, {"purge", (*two).purge},
 	} {
 		start := time.Now()
 		if !t.Run(part.name, func(t *testing.T) { part.run(&two{t, s.first.on(t), s.second.on(t), s.ecs}) }) {
@@ -367,6 +367,21 @@ func (s *two) whole(arns []string) {
 func (s *two) uninstall() {
 	s.second.Run("bash", "/host/packages/"+Today+"/install.sh", "--uninstall", "--purge")
 	s.gone(s.second, "/var/lib/berth", "/var/log/berth", "/etc/berth", "/usr/bin/berth")
+}
+
+// bake makes the second machine one whose files can be copied to others.
+func (s *two) bake() {
+	out := s.second.Run("env", "BERTH_PACKAGES=/host/packages/"+Today, "BERTH_ARCHIVES=/host/packages/busybox.tar", "bash", "/host/packages/provision.sh")
+	if !strings.Contains(out, "This machine can be copied as an image.") {
+		s.Errorf("provision.sh:\n%s", out)
+	}
+	if labels := s.second.Run("ctr", "-n", "berth", "images", "ls"); !strings.Contains(labels, "io.cri-containerd.pinned=pinned") {
+		s.Errorf("the image is not pinned:\n%s", labels)
+	}
+	if id := s.second.Run("cat", "/etc/machine-id"); id != "" {
+		s.Errorf("the machine's id is %q", id)
+	}
+	s.second.Run("systemctl", "is-enabled", unit)
 }
 
 // shutdown makes the second machine a member again and turns it off.

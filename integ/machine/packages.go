@@ -33,6 +33,7 @@ func Packages(t testing.TB, dir string) {
 	command(t, []string{"PROGRAMS=" + bin, "BERTH=" + filepath.Join(bin, "berth"), "KINDS=deb", "VERSION=" + Today},
 		"../../packaging/scripts/build-packages", today, runtime.GOARCH)
 	command(t, nil, "cp", "../../packaging/scripts/install.sh", today)
+	command(t, nil, "cp", "../../packaging/bake/provision.sh", dir)
 	// The next version is the same package with another agent, which is quicker to make.
 	files := filepath.Join(t.TempDir(), "next")
 	command(t, nil, "dpkg-deb", "-R", filepath.Join(today, "berth-agent_"+Today+"_"+runtime.GOARCH+".deb"), files)

@@ -81,7 +81,9 @@ func linked(programs []string) ([]module, error) {
 
 // folders finds where the sources of modules lie, by path@version.
 func folders() (map[string]string, error) {
-	out, err := exec.Command("go", "list", "-m", "-f", "{{.Path}}@{{.Version}} {{.Dir}}", "all").Output()
+	list := exec.Command("go", "list", "-m", "-f", "{{.Path}}@{{.Version}} {{.Dir}}", "all")
+	list.Stderr = os.Stderr
+	out, err := list.Output()
 	if err != nil {
 		return nil, fmt.Errorf("go list -m: %w", err)
 	}
