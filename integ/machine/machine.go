@@ -113,8 +113,8 @@ func Boot(t testing.TB, root, name, netns string, folders map[string]string) *Ma
 		close(m.done)
 	}()
 	t.Cleanup(m.end)
-	system.Until(t, 20*time.Second, "the init of "+name, m.findLeader)
-	system.Until(t, 30*time.Second, "services of "+name, func() error {
+	system.Until(t, 60*time.Second, "the init of "+name, m.findLeader)
+	system.Until(t, 60*time.Second, "services of "+name, func() error {
 		out, err := m.Try("systemctl", "is-system-running")
 		if state := strings.TrimSpace(out); state != "running" && state != "degraded" {
 			return fmt.Errorf("%q, %v", state, err)
@@ -252,7 +252,7 @@ func (m *Machine) PowerOff() {
 	m.Try("systemctl", "poweroff") //nolint:errcheck // the connection ends with it
 	select {
 	case <-m.done:
-	case <-time.After(30 * time.Second):
+	case <-time.After(90 * time.Second):
 		m.t.Errorf("%s does not go off", m.Name)
 	}
 }
@@ -274,7 +274,7 @@ func (m *Machine) end() {
 		<-m.done
 	}
 	for _, g := range m.groups {
-		system.Until(m.t, 10*time.Second, "cgroups of "+m.Name, func() error { return removeGroup(g) })
+		system.Until(m.t, 30*time.Second, "cgroups of "+m.Name, func() error { return removeGroup(g) })
 	}
 	if err := unix.Unmount(m.Files, unix.MNT_DETACH); err != nil {
 		m.t.Errorf("unmount the files of %s: %v", m.Name, err)
