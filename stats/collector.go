@@ -49,8 +49,6 @@ type item struct {
 	raw     [allCounters]uint64 // as last read
 	base    [allCounters]uint64 // what runs before this one have counted
 	sets    Sets
-	runs    int // runs seen
-	told    int // runs counted by Take
 }
 
 // network is a namespace that one or more targets share.
@@ -103,14 +101,13 @@ func (c *Collector) Follow(t Target) {
 	it := c.items[t.ID]
 	switch {
 	case it == nil:
-		it = &item{runs: 1, told: 1}
+		it = &item{}
 		c.items[t.ID] = it
 	case it.target == t:
 		return
 	case it.target.Cgroup != t.Cgroup || it.target.Run != t.Run:
 		it.closeGroup()
 		it.carry(0, cgroupCounters)
-		it.runs++
 	}
 	if it.target.Namespace != t.Namespace {
 		it.carry(cgroupCounters, allCounters)
@@ -141,19 +138,18 @@ func (c *Collector) Targets() []string {
 	return ids
 }
 
-// Take returns what a target used since the last Take, and how often it was started
-// again since then. It is false, and nothing is taken, while there are fewer than two
-// samples in all or no new one (agent protocol, TCS cadence and sampling).
-func (c *Collector) Take(id string) (s Sets, restarts int, ok bool) {
+// Take returns what a target used since the last Take. It is false, and nothing is taken,
+// while there are fewer than two samples in all or no new one (agent protocol, TCS cadence
+// and sampling).
+func (c *Collector) Take(id string) (s Sets, ok bool) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	it := c.items[id]
 	if it == nil || it.samples < 2 || it.sets.CPU.Count == 0 || it.sets.Memory.Count == 0 {
-		return Sets{}, 0, false
+		return Sets{}, false
 	}
-	s, restarts = it.sets, it.runs-it.told
-	it.sets, it.told = Sets{}, it.runs
-	return s, restarts, true
+	s, it.sets = it.sets, Sets{}
+	return s, true
 }
 
 // Latest returns the last sample of a target and the one before it, which is zero when
@@ -166,16 +162,6 @@ func (c *Collector) Latest(id string) (now, before Sample, ok bool) {
 		return Sample{}, Sample{}, false
 	}
 	return it.now, it.before, true
-}
-
-// Restarts is how often a target was started again since it is followed.
-func (c *Collector) Restarts(id string) int {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if it := c.items[id]; it != nil {
-		return it.runs - 1
-	}
-	return 0
 }
 
 // Sample reads every target once, now.

@@ -65,7 +65,7 @@ var metrics = []metric{
 	counter("pressure_io_waiting_seconds", "Time for which processes waited for block devices (cgroup version 2).", stats.HasPressure, func(s *stats.Sample) float64 { return float64(s.Pressure.IOSome) * micro }),
 }
 
-var restartsDesc = prometheus.NewDesc("berth_container_restarts_total", "Restarts by the restart policy since the agent follows the container.", labels, nil)
+var restartsDesc = prometheus.NewDesc("berth_container_restarts_total", "Restarts by the restart policy.", labels, nil)
 
 // Describe lists the metrics.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {

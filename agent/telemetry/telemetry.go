@@ -57,8 +57,11 @@ type container struct {
 	runtimeID string
 	started   time.Time
 	restarts  bool // it has a restart policy
-	ended     bool // what is left to tell is told, and then it is forgotten
-	seen      bool
+	// How often it was restarted so far, which the task's record has over restarts of the
+	// agent, and how much of that was told.
+	total, told int
+	ended       bool // what is left to tell is told, and then it is forgotten
+	seen        bool
 }
 
 // New makes a watcher; Run makes it watch.
@@ -127,7 +130,14 @@ func (w *Watcher) followContainer(v *engine.View, tc *task.Container) {
 	if err := json.Unmarshal(r.Handle, &at); err != nil || at.Cgroup == "" {
 		return // an adapter that keeps no cgroups, as in tests
 	}
-	c = &container{id: id, task: v.Task, name: tc.Name, runtimeID: r.RuntimeID, started: r.Started, restarts: tc.Restart != nil, seen: true}
+	told := r.Restarts
+	if c != nil {
+		told = c.told
+	}
+	c = &container{
+		id: id, task: v.Task, name: tc.Name, runtimeID: r.RuntimeID, started: r.Started, restarts: tc.Restart != nil,
+		total: r.Restarts, told: told, seen: true,
+	}
 	w.followed[id] = c
 	w.samples.Follow(stats.Target{
 		ID: id, Cgroup: at.Cgroup, Run: r.RuntimeID + "@" + strconv.FormatInt(r.Started.UnixNano(), 10), Namespace: namespace(v, tc.Name),
@@ -202,7 +212,7 @@ func (w *Watcher) ids() []string {
 }
 
 func (w *Watcher) take(c *container) (wire.ContainerMetric, bool) {
-	s, restarts, ok := w.samples.Take(c.id)
+	s, ok := w.samples.Take(c.id)
 	if !ok {
 		return wire.ContainerMetric{}, false
 	}
@@ -219,7 +229,8 @@ func (w *Watcher) take(c *container) (wire.ContainerMetric, bool) {
 		}
 	}
 	if c.restarts {
-		m.Restart = &wire.Restart{RestartCount: int64(restarts)}
+		m.Restart = &wire.Restart{RestartCount: int64(c.total - c.told)}
+		c.told = c.total
 	}
 	return m, true
 }
@@ -288,7 +299,7 @@ func (w *Watcher) Each(f func(t *task.Task, name string, s *stats.Sample, restar
 	for _, id := range w.ids() {
 		c := w.followed[id]
 		if now, _, ok := w.samples.Latest(id); ok && !c.ended {
-			f(c.task, c.name, &now, w.samples.Restarts(id))
+			f(c.task, c.name, &now, c.total)
 		}
 	}
 }

@@ -137,12 +137,27 @@ func TestRestartsAreTold(t *testing.T) {
 	r := h.add("a", task.Container{Name: "web", Restart: &task.Restart{}})
 	look(w, 2)
 	h.mu.Lock()
-	r.Started = time.Unix(5, 0)
+	r.Started, r.Restarts = time.Unix(5, 0), 1
 	h.mu.Unlock()
-	look(w, 1)
+	look(w, 2)
+	for _, want := range []int64{1, 0} {
+		look(w, 1)
+		tasks, _ := w.Metrics()
+		if diff := cmp.Diff(&wire.Restart{RestartCount: want}, tasks[0].ContainerMetrics[0].Restart); diff != "" {
+			t.Error(diff)
+		}
+	}
+	// Another start of the agent tells none again, and its count does not go back.
+	w = h.watcher()
+	look(w, 2)
 	tasks, _ := w.Metrics()
-	if diff := cmp.Diff(&wire.Restart{RestartCount: 1}, tasks[0].ContainerMetrics[0].Restart); diff != "" {
+	if diff := cmp.Diff(&wire.Restart{}, tasks[0].ContainerMetrics[0].Restart); diff != "" {
 		t.Error(diff)
+	}
+	total := 0
+	w.Each(func(_ *task.Task, _ string, _ *stats.Sample, restarts int) { total = restarts })
+	if total != 1 {
+		t.Errorf("%d restarts after a restart of the agent", total)
 	}
 }
 
