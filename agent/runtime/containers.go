@@ -404,6 +404,9 @@ func (c *Client) create(ctx context.Context, p *planned, mounts []mount.Mount) e
 			req.Stderr = req.Stdout
 		}
 	}
+	if err := c.clearOrphan(ctx, p.h); err != nil {
+		return err
+	}
 	_, err := c.tasks.Create(ctx, req)
 	if err == nil {
 		c.made(p.h.ID)

@@ -64,6 +64,22 @@ func (c *Client) recorded(id string, made bool) {
 	}
 }
 
+// clearOrphan ends the shim of an earlier try that containerd has forgotten: a new try
+// would be given to that one, which may be stuck in what it did when containerd was killed.
+func (c *Client) clearOrphan(ctx context.Context, h handle) error {
+	c.mu.Lock()
+	t, ok := c.known[h.ID]
+	tried := ok && t.remains > 0
+	c.mu.Unlock()
+	if !tried {
+		return nil
+	}
+	if _, err := c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: h.ID}); !isNotFound(err) {
+		return nil // it has a process, of which the creation tells; or containerd does not answer, likewise
+	}
+	return c.killOrphan(h)
+}
+
 // despiteRemains makes the failure of a creation one that passes, as long as it may come
 // from an earlier one that was cut short by a crash: while containerd undoes that, files
 // are there that should not be, or vanish, and the errors name them in many ways.
