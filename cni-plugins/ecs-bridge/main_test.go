@@ -33,17 +33,17 @@ func TestMain(m *testing.M) {
 	os.Exit(enitest.Main(m))
 }
 
-// plugin is one network, and executes the plugin for it.
-type plugin struct {
+// network is one network, and executes the plugin for it.
+type network struct {
 	t    testing.TB
 	dir  string // dataDir
 	conf map[string]any
 }
 
-func newPlugin(t testing.TB) *plugin {
+func newPlugin(t testing.TB) *network {
 	t.Helper()
 	enitest.Root(t)
-	p := &plugin{t: t, dir: filepath.Join(t.TempDir(), "data")}
+	p := &network{t: t, dir: filepath.Join(t.TempDir(), "data")}
 	p.conf = map[string]any{"cniVersion": "1.1.0", "name": "net", "type": "ecs-bridge", "dataDir": p.dir}
 	t.Cleanup(func() { // the plugin has no verb for what all attachments share
 		if br, err := netlink.LinkByName("berth0"); err == nil {
@@ -56,17 +56,17 @@ func newPlugin(t testing.TB) *plugin {
 }
 
 // with is the same network with one more member in its configuration.
-func (p *plugin) with(key string, value any) *plugin {
+func (p *network) with(key string, value any) *network {
 	c := map[string]any{key: value}
 	for k, v := range p.conf {
 		if k != key {
 			c[k] = v
 		}
 	}
-	return &plugin{t: p.t, dir: p.dir, conf: c}
+	return &network{t: p.t, dir: p.dir, conf: c}
 }
 
-func (p *plugin) command(verb, id, netns, ifname string) *exec.Cmd {
+func (p *network) command(verb, id, netns, ifname string) *exec.Cmd {
 	conf, err := json.Marshal(p.conf)
 	if err != nil {
 		p.t.Fatal(err)
@@ -98,11 +98,11 @@ func outcome(cmd *exec.Cmd) (map[string]any, error) {
 	return v, nil
 }
 
-func (p *plugin) exec(verb, id, netns string) (map[string]any, error) {
+func (p *network) exec(verb, id, netns string) (map[string]any, error) {
 	return outcome(p.command(verb, id, netns, "eth0"))
 }
 
-func (p *plugin) must(verb, id, netns string) map[string]any {
+func (p *network) must(verb, id, netns string) map[string]any {
 	p.t.Helper()
 	v, err := p.exec(verb, id, netns)
 	if err != nil {
@@ -111,7 +111,7 @@ func (p *plugin) must(verb, id, netns string) map[string]any {
 	return v
 }
 
-func (p *plugin) snapshot() []string {
+func (p *network) snapshot() []string {
 	return slices.DeleteFunc(enitest.Snapshot(p.t, p.dir), func(s string) bool { return strings.Contains(s, ".lock") })
 }
 

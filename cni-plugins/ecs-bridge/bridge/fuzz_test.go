@@ -5,6 +5,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"berth.dev/berth/cni-plugins/plugin"
 )
 
 func FuzzCNIConfig(f *testing.F) {
@@ -37,7 +39,7 @@ func FuzzCNIConfig(f *testing.F) {
 		a := &Attachment{ID: "c", IfName: "eth0", Address: netip.MustParseAddr("10.0.0.2"), Gateway: netip.MustParseAddr("10.0.0.1"), Ports: ports}
 		var e elements
 		e.add(a)
-		if r, err := n.withPrevious(a.Result()); err == nil {
+		if r, err := plugin.WithPrevious(&n.PluginConf, a.Result()); err == nil {
 			if _, err := r.GetAsVersion("0.3.0"); err != nil {
 				t.Errorf("result: %v", err)
 			}

@@ -2,36 +2,22 @@ package bridge
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
-	"path/filepath"
-	"regexp"
 	"slices"
 	"strings"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
 	"github.com/vishvananda/netlink"
+
+	"berth.dev/berth/cni-plugins/plugin"
 )
 
 // Type is the plugin's name in a CNI configuration.
 const Type = "ecs-bridge"
-
-// DefaultDataDir holds the reservations of a network, in a folder of the network's
-// name, where the configuration names no other place.
-const DefaultDataDir = "/run/berth/cni"
-
-// maxNetConf bounds a configuration, in bytes; a previous result is part of it.
-const maxNetConf = 1 << 20
-
-// Versions are the versions of the CNI specification that the plugin speaks.
-func Versions() version.PluginInfo {
-	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-}
 
 // NetConf is the network configuration on the plugin's standard input.
 type NetConf struct {
@@ -61,28 +47,17 @@ type PortMapping struct {
 	HostIP        string `json:"hostIP"`
 }
 
-var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-
 // ParseNetConf decodes and validates a network configuration.
 func ParseNetConf(data []byte) (*NetConf, Config, error) {
-	if len(data) > maxNetConf {
-		return nil, Config{}, fail(Invalid, "the configuration is larger than %d bytes", maxNetConf)
-	}
 	n := &NetConf{}
-	if err := json.Unmarshal(data, n); err != nil {
-		return nil, Config{}, fail(Invalid, "decode the configuration: %w", err)
+	if err := plugin.Decode(data, n, &n.PluginConf); err != nil {
+		return nil, Config{}, fail(Invalid, "%w", err)
 	}
-	if !networkName.MatchString(n.Name) {
-		return nil, Config{}, fail(Invalid, "name: must be 1 to 128 letters, digits, dots, dashes and underscores, the first a letter or digit")
+	dir, err := plugin.DataDir(n.DataDir, n.Name)
+	if err != nil {
+		return nil, Config{}, fail(Invalid, "%w", err)
 	}
-	if err := version.ParsePrevResult(&n.PluginConf); err != nil {
-		return nil, Config{}, fail(Invalid, "prevResult: %w", err)
-	}
-	cfg := Config{Bridge: n.Bridge, Table: n.Table, MTU: n.MTU, Dir: n.DataDir}
-	if cfg.Dir == "" {
-		cfg.Dir = DefaultDataDir
-	}
-	cfg.Dir = filepath.Join(cfg.Dir, n.Name)
+	cfg := Config{Bridge: n.Bridge, Table: n.Table, MTU: n.MTU, Dir: dir}
 	for _, s := range []struct {
 		name, text string
 		to         *netip.Prefix
@@ -182,33 +157,10 @@ func cmdAdd(ctx context.Context, h *Host, n *NetConf, args *skel.CmdArgs) error 
 	if err != nil {
 		return err
 	}
-	result, err := n.withPrevious(a.Result())
-	if err == nil {
-		err = types.PrintResult(result, n.CNIVersion)
-	}
-	if err != nil {
+	if err := plugin.Print(&n.PluginConf, a.Result()); err != nil {
 		return errors.Join(err, h.Del(context.WithoutCancel(ctx), a.Key()))
 	}
 	return nil
-}
-
-// withPrevious puts the result behind that of the plugins before this one, if any.
-func (n *NetConf) withPrevious(r *current.Result) (*current.Result, error) {
-	if n.PrevResult == nil {
-		return r, nil
-	}
-	prev, err := current.NewResultFromResult(n.PrevResult)
-	if err != nil {
-		return nil, fail(Invalid, "prevResult: %w", err)
-	}
-	for _, ip := range r.IPs {
-		*ip.Interface += len(prev.Interfaces)
-	}
-	prev.Interfaces = append(prev.Interfaces, r.Interfaces...)
-	prev.IPs = append(prev.IPs, r.IPs...)
-	prev.Routes = append(prev.Routes, r.Routes...)
-	prev.CNIVersion = current.ImplementedSpecVersion
-	return prev, nil
 }
 
 func cmdDel(ctx context.Context, h *Host, _ *NetConf, args *skel.CmdArgs) error {

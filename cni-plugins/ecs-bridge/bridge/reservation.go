@@ -14,7 +14,7 @@ import (
 	"slices"
 	"strings"
 
-	"golang.org/x/sys/unix"
+	"berth.dev/berth/cni-plugins/plugin"
 )
 
 // Key names an attachment.
@@ -86,36 +86,14 @@ const claimPrefix = ".claim-"
 // reservations is the directory of address reservations.
 type reservations struct{ dir string }
 
+func (r reservations) files() plugin.Records {
+	return plugin.Records{Dir: r.dir, Temporary: claimPrefix}
+}
+
 // claim makes a's address a's, atomically: the file appears complete and fsynced, or
 // fs.ErrExist is returned.
-func (r reservations) claim(a *Attachment) (err error) {
-	data, err := json.Marshal(a)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(r.dir, claimPrefix+"*")
-	if err != nil {
-		return fmt.Errorf("reserve address: %w", err)
-	}
-	defer func() {
-		if removeErr := os.Remove(f.Name()); err == nil {
-			err = removeErr
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Link(f.Name(), filepath.Join(r.dir, a.Address.String()))
-	}
-	if err == nil {
-		err = r.sync()
-	}
-	if err != nil {
+func (r reservations) claim(a *Attachment) error {
+	if err := r.files().Create(a.Address.String(), a); err != nil {
 		return fmt.Errorf("reserve address %s: %w", a.Address, err)
 	}
 	return nil
@@ -140,13 +118,10 @@ func (r reservations) read(name string) (*Attachment, error) {
 
 // release gives an address back. One that is not reserved is success.
 func (r reservations) release(name string) error {
-	if err := os.Remove(filepath.Join(r.dir, name)); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
+	if err := r.files().Remove(name); err != nil {
 		return fmt.Errorf("release address %s: %w", name, err)
 	}
-	return r.sync()
+	return nil
 }
 
 // list returns every reservation, and the names of files that are nobody's: undecodable
@@ -180,34 +155,8 @@ func (r reservations) list() (all []*Attachment, junk []string, err error) {
 	return all, junk, nil
 }
 
-func (r reservations) sync() error {
-	d, err := os.Open(r.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
 // lock takes the directory's lock: shared for work on one attachment, exclusive for
 // work on all. It is held against other processes and other Hosts of this one.
 func (r reservations) lock(exclusive bool) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(r.dir, ".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock reservations: %w", err)
-	}
-	how := unix.LOCK_SH
-	if exclusive {
-		how = unix.LOCK_EX
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("lock reservations: %w", err), f.Close())
-		}
-		// Closing drops the lock; a descriptor opened for reading has no error to report.
-		return func() { _ = f.Close() }, nil
-	}
+	return r.files().Lock(exclusive)
 }

@@ -14,8 +14,7 @@ import (
 	"regexp"
 	"strings"
 
-	"golang.org/x/sys/unix"
-
+	"berth.dev/berth/cni-plugins/plugin"
 	"berth.dev/berth/eni"
 )
 
@@ -179,40 +178,16 @@ type records struct{ dir string }
 // temporary files start with this; a crash may leave one, a collection removes it.
 const temporary = ".new-"
 
+func (r records) files() plugin.Records { return plugin.Records{Dir: r.dir, Temporary: temporary} }
+
 func recordName(k Key) string {
 	sum := sha256.Sum256([]byte(k.ID + "\x00" + k.IfName))
 	return hex.EncodeToString(sum[:16])
 }
 
-// create writes a record that must not exist, complete and fsynced.
-func (r records) create(a *Attachment) (err error) {
-	data, err := json.Marshal(a)
-	if err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(r.dir, temporary+"*")
-	if err != nil {
-		return fmt.Errorf("record of the attachment: %w", err)
-	}
-	defer func() {
-		if removeErr := os.Remove(f.Name()); err == nil {
-			err = removeErr
-		}
-	}()
-	_, err = f.Write(data)
-	if err == nil {
-		err = f.Sync()
-	}
-	if closeErr := f.Close(); err == nil {
-		err = closeErr
-	}
-	if err == nil {
-		err = os.Link(f.Name(), filepath.Join(r.dir, recordName(a.Key())))
-	}
-	if err == nil {
-		err = r.sync()
-	}
-	if err != nil {
+// create writes a record that must not exist.
+func (r records) create(a *Attachment) error {
+	if err := r.files().Create(recordName(a.Key()), a); err != nil {
 		return fmt.Errorf("record of the attachment: %w", err)
 	}
 	return nil
@@ -248,13 +223,10 @@ func (r records) decode(name string) (*Attachment, error) {
 }
 
 func (r records) remove(name string) error {
-	if err := os.Remove(filepath.Join(r.dir, name)); err != nil {
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil
-		}
+	if err := r.files().Remove(name); err != nil {
 		return fmt.Errorf("remove record of an attachment: %w", err)
 	}
-	return r.sync()
+	return nil
 }
 
 // list returns all attachments, and the names of files that are nobody's.
@@ -288,33 +260,5 @@ func (r records) list() (all []*Attachment, junk []string, err error) {
 	return all, junk, nil
 }
 
-func (r records) sync() error {
-	d, err := os.Open(r.dir)
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
-}
-
-// lock takes the directory's lock, against other processes: shared for work on one
-// attachment, exclusive for work on all.
-func (r records) lock(exclusive bool) (unlock func(), err error) {
-	f, err := os.OpenFile(filepath.Join(r.dir, ".lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
-	if err != nil {
-		return nil, fmt.Errorf("lock records: %w", err)
-	}
-	how := unix.LOCK_SH
-	if exclusive {
-		how = unix.LOCK_EX
-	}
-	for {
-		err := unix.Flock(int(f.Fd()), how)
-		if errors.Is(err, unix.EINTR) {
-			continue
-		}
-		if err != nil {
-			return nil, errors.Join(fmt.Errorf("lock records: %w", err), f.Close())
-		}
-		return func() { _ = f.Close() }, nil // closing drops the lock
-	}
-}
+// lock takes the directory's lock.
+func (r records) lock(exclusive bool) (unlock func(), err error) { return r.files().Lock(exclusive) }

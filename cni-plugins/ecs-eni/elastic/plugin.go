@@ -2,18 +2,16 @@ package elastic
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"net"
 	"net/netip"
-	"path/filepath"
-	"regexp"
 	"strconv"
 
 	"github.com/containernetworking/cni/pkg/skel"
 	"github.com/containernetworking/cni/pkg/types"
 	current "github.com/containernetworking/cni/pkg/types/100"
-	"github.com/containernetworking/cni/pkg/version"
+
+	"berth.dev/berth/cni-plugins/plugin"
 )
 
 // Names of the plugins in a CNI configuration.
@@ -21,18 +19,6 @@ const (
 	Type       = "ecs-eni"
 	BranchType = "ecs-branch-eni"
 )
-
-// DefaultDataDir holds the records of a network, in a folder of the network's name,
-// where the configuration names no other place.
-const DefaultDataDir = "/run/berth/cni"
-
-// maxNetConf bounds a configuration, in bytes; a previous result is part of it.
-const maxNetConf = 1 << 20
-
-// Versions are the versions of the CNI specification that the plugins speak.
-func Versions() version.PluginInfo {
-	return version.PluginSupports("0.3.0", "0.3.1", "0.4.0", "1.0.0", "1.1.0")
-}
 
 // NetConf is the network configuration of both plugins. The names of the members are
 // those of the configurations that ECS agents make (agent protocol, "CNI chain").
@@ -56,33 +42,19 @@ type NetConf struct {
 	BlockMetadata bool     `json:"blockInstanceMetadata,omitempty"`
 }
 
-var networkName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_.-]{0,127}$`)
-
 // ParseNetConf decodes and validates a network configuration: the directory of records,
 // and the request without what CNI says in the environment.
 func ParseNetConf(data []byte, branch bool) (*NetConf, string, *Request, error) {
-	if len(data) > maxNetConf {
-		return nil, "", nil, fail(Invalid, "the configuration is larger than %d bytes", maxNetConf)
-	}
 	n := &NetConf{}
-	if err := json.Unmarshal(data, n); err != nil {
-		return nil, "", nil, fail(Invalid, "decode the configuration: %w", err)
+	if err := plugin.Decode(data, n, &n.PluginConf); err != nil {
+		return nil, "", nil, fail(Invalid, "%w", err)
 	}
-	if !networkName.MatchString(n.Name) {
-		return nil, "", nil, fail(Invalid, "name: must be 1 to 128 letters, digits, dots, dashes and underscores, the first a letter or digit")
-	}
-	if err := version.ParsePrevResult(&n.PluginConf); err != nil {
-		return nil, "", nil, fail(Invalid, "prevResult: %w", err)
-	}
-	dir := n.DataDir
-	if dir == "" {
-		dir = DefaultDataDir
-	}
-	if !filepath.IsAbs(dir) {
-		return nil, "", nil, fail(Invalid, "dataDir %q: must be an absolute path", dir)
+	dir, err := plugin.DataDir(n.DataDir, n.Name)
+	if err != nil {
+		return nil, "", nil, fail(Invalid, "%w", err)
 	}
 	r, err := n.request(branch)
-	return n, filepath.Join(dir, n.Name), r, err
+	return n, dir, r, err
 }
 
 // request reads the members that say what is asked for.
@@ -145,8 +117,13 @@ func (a *Attachment) Result() *current.Result {
 	return r
 }
 
-// Funcs are the verbs of a plugin. ctx bounds them all.
-func Funcs(ctx context.Context, branch bool) skel.CNIFuncs {
+// Funcs are the verbs of ecs-eni. ctx bounds them all.
+func Funcs(ctx context.Context) skel.CNIFuncs { return funcs(ctx, false) }
+
+// BranchFuncs are the verbs of ecs-branch-eni. ctx bounds them all.
+func BranchFuncs(ctx context.Context) skel.CNIFuncs { return funcs(ctx, true) }
+
+func funcs(ctx context.Context, branch bool) skel.CNIFuncs {
 	verb := func(fn func(context.Context, *Host, *NetConf, *Request, *skel.CmdArgs) error) func(*skel.CmdArgs) error {
 		return func(args *skel.CmdArgs) error {
 			n, dir, r, err := ParseNetConf(args.StdinData, branch)
@@ -175,34 +152,10 @@ func cmdAdd(ctx context.Context, h *Host, n *NetConf, r *Request) error {
 	if err != nil {
 		return err
 	}
-	result, err := n.withPrevious(a.Result())
-	if err == nil {
-		err = types.PrintResult(result, n.CNIVersion)
-	}
-	if err != nil {
+	if err := plugin.Print(&n.PluginConf, a.Result()); err != nil {
 		return errors.Join(err, h.Del(context.WithoutCancel(ctx), a.Key()))
 	}
 	return nil
-}
-
-// withPrevious puts the result behind that of the plugins before this one, if any.
-func (n *NetConf) withPrevious(r *current.Result) (*current.Result, error) {
-	if n.PrevResult == nil {
-		return r, nil
-	}
-	prev, err := current.NewResultFromResult(n.PrevResult)
-	if err != nil {
-		return nil, fail(Invalid, "prevResult: %w", err)
-	}
-	place := len(prev.Interfaces)
-	for _, ip := range r.IPs {
-		ip.Interface = &place
-	}
-	prev.Interfaces = append(prev.Interfaces, r.Interfaces...)
-	prev.IPs = append(prev.IPs, r.IPs...)
-	prev.Routes = append(prev.Routes, r.Routes...)
-	prev.CNIVersion = current.ImplementedSpecVersion
-	return prev, nil
 }
 
 func cmdDel(ctx context.Context, h *Host, _ *NetConf, r *Request, _ *skel.CmdArgs) error {
