@@ -168,16 +168,27 @@ func Dial(path, address string, timeout time.Duration) (seen string, err error) 
 // Eventually waits until cond is true, at most 5 seconds.
 func Eventually(t testing.TB, what string, cond func() bool) {
 	t.Helper()
+	if !Within(cond) {
+		t.Fatalf("not within %v: %s", limit, what)
+	}
+}
+
+// limit is how long Within waits.
+const limit = 5 * time.Second
+
+// Within waits until cond is true, at most 5 seconds, and reports whether it came true.
+func Within(cond func() bool) bool {
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
-	deadline := time.After(5 * time.Second)
+	deadline := time.After(limit)
 	for !cond() {
 		select {
 		case <-tick.C:
 		case <-deadline:
-			t.Fatalf("not within 5 s: %s", what)
+			return false
 		}
 	}
+	return true
 }
 
 // Snapshot lists what the host's network consists of: interfaces, addresses, routes,
