@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -219,6 +220,12 @@ func TestElasticNetworkIsMadeAnew(t *testing.T) {
 			})
 			return errors.Is(err, unix.ECONNREFUSED)
 		})
+	}
+	if err := os.WriteFile(filepath.Join(n.cfg.Dir, "interfaces", ".new-1"), nil, 0o600); err != nil { // of an agent that was killed
+		t.Fatal(err)
+	}
+	if err := n.EnsureHost(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	removeOf(t, n, tk, sharedName)
 	files := slices.DeleteFunc(enitest.Snapshot(t, n.cfg.Dir), func(s string) bool { return strings.HasSuffix(s, "/net/files") })

@@ -220,6 +220,10 @@ func (n *Network) EnsureHost(ctx context.Context) error {
 	if err := n.host.Setup(ctx); err != nil {
 		return fmt.Errorf("host network: %w", err)
 	}
+	// Records that an agent was killed over are nobody's.
+	if err := n.elastic.Collect(ctx, func(elastic.Key) bool { return true }); err != nil {
+		return fmt.Errorf("records of interfaces: %w", err)
+	}
 	drops, err := bridge.ForwardDrops(n.host.Config().Table)
 	if err != nil {
 		return err
