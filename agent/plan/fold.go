@@ -237,7 +237,7 @@ func observeContainer(k *task.Known, r *task.Record, f task.Fact) {
 		}
 		r.StartIntent = true
 		if r.Started.IsZero() {
-			r.Started = f.At
+			r.Started = begun(r, f.At)
 		}
 		if r.StopSent.IsZero() {
 			r.Phase = task.Present
@@ -260,7 +260,7 @@ func observeContainer(k *task.Known, r *task.Record, f task.Fact) {
 			r.Exit = o.Exit
 		}
 		if r.Started.IsZero() && r.StartIntent && o.Exit != nil {
-			r.Started = o.Exit.At
+			r.Started = begun(r, o.Exit.At)
 		}
 	case task.ProcessCreated:
 		// A process that waits to be started was certainly never started.
@@ -274,6 +274,16 @@ func observeContainer(k *task.Known, r *task.Record, f task.Fact) {
 	default:
 		observeNoProcess(k, r, f)
 	}
+}
+
+// begun is about when a process began whose start was not recorded, because the agent
+// ended in that moment: right after it was made. How long it ran decides whether it is
+// restarted, so the time at which it is found again will not do.
+func begun(r *task.Record, seen time.Time) time.Time {
+	if r.Created.IsZero() || r.Created.After(seen) {
+		return seen
+	}
+	return r.Created
 }
 
 func observeNoProcess(k *task.Known, r *task.Record, f task.Fact) {

@@ -409,3 +409,24 @@ func TestEndpointOfAStoppingTaskComesBack(t *testing.T) {
 	s.run(nil)
 	s.check()
 }
+
+// TestRestartAfterACrashAtTheStart has the agent end between the start of a process and
+// its record, and come back when the process has ended: it ran long enough all the same.
+func TestRestartAfterACrashAtTheStart(t *testing.T) {
+	for name, away := range map[string]time.Duration{"it ran long enough": 2 * time.Minute, "it ran too shortly": 30 * time.Second} {
+		t.Run(name, func(t *testing.T) {
+			k := &task.Known{Desired: task.StatusRunning}
+			tk := taskOf(task.Container{Name: "web", Essential: true, Restart: &task.Restart{AttemptPeriod: time.Minute}})
+			made := time.Unix(1_700_000_000, 0)
+			r := k.Resource(Container("web"))
+			r.Phase, r.Created, r.StartIntent, r.Unconfirmed = task.Present, made, true, true
+			end := made.Add(away)
+			Fold(tk, k, task.Fact{Resource: Container("web"), Verb: task.VerbProbe, At: end.Add(time.Hour), Observed: &task.Observed{
+				Exists: true, Process: task.ProcessExited, Exit: &task.Exit{Code: 5, At: end},
+			}})
+			if again := whyFinal(tk.Containers[0].Restart, r) == ""; again != (away >= time.Minute) {
+				t.Errorf("restarted: %t; started %v, ended %v", again, r.Started, r.Exit)
+			}
+		})
+	}
+}
