@@ -41,6 +41,17 @@
 // (hence hairpin mode), which the flag would forbid. The rule of the bridge table lets
 // pass what was translated, and works the same whether br_netfilter is active or not.
 //
+// # IPv6
+//
+// With Config.Subnet6 each attachment has an IPv6 address beside its IPv4 address, at the
+// same place in its subnet, so that one reservation is for both. The sets with a 6 at the
+// end of their names are to IPv6 what the others are to IPv4. Where ARP is checked by its
+// sender, neighbour discovery is checked by its target: a namespace may advertise its own
+// address only, and nothing that routers say. Ports are published on the host's IPv6
+// addresses as well; a port is taken in both families or in none. The host forwards IPv6
+// then; interfaces that learn routes from router advertisements are told to go on
+// (accept_ra 2), and Teardown puts both back.
+//
 // # Published ports
 //
 // A port is one element of a map. Publishing and withdrawing are one nftables batch
