@@ -19,7 +19,7 @@ import (
 // built is where "make build" puts the programs.
 const built = "../../bin"
 
-// build makes the packages for this processor from the programs that were built.
+// build makes the packages for both kinds of processors from the programs that were built.
 func build(t *testing.T, env ...string) string {
 	t.Helper()
 	programs, err := filepath.Abs(built)
@@ -46,7 +46,7 @@ func build(t *testing.T, env ...string) string {
 		}
 	}
 	out := t.TempDir()
-	cmd := exec.Command(filepath.Join(folder, "scripts", "build-packages"), out, runtime.GOARCH)
+	cmd := exec.Command(filepath.Join(folder, "scripts", "build-packages"), out, "amd64", "arm64")
 	cmd.Env = append(append(os.Environ(), "PROGRAMS="+standIns, "BERTH="+filepath.Join(programs, "berth")), env...)
 	if said, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("build-packages: %v\n%s", err, said)
@@ -86,12 +86,14 @@ func TestPackages(t *testing.T) {
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
-			files, err := filepath.Glob(filepath.Join(dir, name+"_*.deb"))
+			files, err := filepath.Glob(filepath.Join(dir, name+"_*_"+runtime.GOARCH+".deb"))
 			if err != nil || len(files) != 1 {
 				t.Fatalf("packages: %v, %v", files, err)
 			}
-			if rpms, _ := filepath.Glob(filepath.Join(dir, name+"-[0-9]*.rpm")); len(rpms) != 1 {
-				t.Errorf("rpm packages: %v", rpms)
+			for _, pattern := range []string{"_*_amd64.deb", "_*_arm64.deb", "-[0-9]*.x86_64.rpm", "-[0-9]*.aarch64.rpm"} {
+				if found, err := filepath.Glob(filepath.Join(dir, name+pattern)); len(found) != 1 {
+					t.Errorf("packages %s: %v, %v", pattern, found, err)
+				}
 			}
 			root := t.TempDir()
 			if out, err := exec.Command(dpkg, "-R", files[0], root).CombinedOutput(); err != nil {
