@@ -18,6 +18,8 @@ type Faults struct {
 	// Alter changes a payload before it is sent, for example to shorten times that the API
 	// does not let be so short.
 	Alter func(m *acs.PayloadMessage)
+	// AlterAttachment changes the announcement of a volume before it is sent.
+	AlterAttachment func(m *acs.ConfirmAttachmentMessage)
 	// Drop loses a message on its way.
 	Drop func(m acs.Message) bool
 	// DropAfter cuts the connection of an instance once so many bytes were sent on it; 0

@@ -55,11 +55,14 @@ func (ss *session) sendAttach(ctx context.Context, p pair) error {
 		}})
 	}
 	for i := range p.volumes {
-		id := newMessageID()
-		messages = append(messages, message{id, &acs.ConfirmAttachmentMessage{
-			MessageID: id, ClusterARN: ss.clusterARN, ContainerInstanceARN: ss.instance, TaskARN: task, TaskClusterARN: ss.clusterARN,
+		m := &acs.ConfirmAttachmentMessage{
+			MessageID: newMessageID(), ClusterARN: ss.clusterARN, ContainerInstanceARN: ss.instance, TaskARN: task, TaskClusterARN: ss.clusterARN,
 			GeneratedAt: now.UnixMilli(), WaitTimeoutMs: &wait, Attachment: &p.volumes[i],
-		}})
+		}
+		if alter := ss.server.Faults.AlterAttachment; alter != nil {
+			alter(m)
+		}
+		messages = append(messages, message{m.MessageID, m})
 	}
 	for _, m := range messages {
 		frame, err := acs.Encode(m.m)

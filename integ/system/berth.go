@@ -36,7 +36,7 @@ type Options struct {
 	Programs   string            // folder with the programs; "" builds them
 	Tags       []string          // build tags of the programs
 	InMemory   bool              // what a host has in /run is in memory, as it is there
-	Slow       int               // how many times longer the start may take than on a machine; 0 means 1
+	Slow       int               // how many times longer everything may take than on a machine; 0 means 1
 	AgentEnv   []string          // more settings of the agent, NAME=value
 	API        func(*api.Config) // changes to the cluster's API; may be nil
 	ACS        func(*acs.Config) // changes to the cluster's ACS server; may be nil
@@ -72,6 +72,7 @@ func Start(t testing.TB, o Options) *System {
 		s.inMemory("run", "cd-state")
 	}
 	s.Containerd = StartContainerd(t, o.Containerd, s.Dir, s.Bin)
+	s.Containerd.ends *= s.slow()
 	s.Cluster = acstest.NewLab(t, o.API, o.ACS)
 	s.ECS = s.Cluster.Operator
 	s.openRuntime()
@@ -79,7 +80,7 @@ func Start(t testing.TB, o Options) *System {
 	s.bare = s.mustWorld(t)
 	s.StartAgent()
 	t.Cleanup(s.end)
-	s.WaitConnected(10 * time.Second * time.Duration(max(1, o.Slow)))
+	s.WaitConnected(10 * time.Second * s.slow())
 	s.idle = s.mustWorld(t)
 	return s
 }
@@ -146,11 +147,15 @@ func (s *System) environ() []string {
 // Cgroup is the name of the cgroup that all tasks of this system are in.
 func (s *System) Cgroup() string { return filepath.Base(s.Dir) }
 
+// slow is Options.Slow as a factor.
+func (s *System) slow() time.Duration { return time.Duration(max(1, s.o.Slow)) }
+
 // StartAgent starts the agent on its state directory.
 func (s *System) StartAgent(env ...string) {
 	s.t.Helper()
 	all := append(append(s.environ(), s.o.AgentEnv...), env...)
 	s.Agent = launch(s.t, "berth-agent", all, filepath.Join(s.Bin, "berth-agent"))
+	s.Agent.ends *= s.slow()
 }
 
 // end takes the agent down and everything that it put on the host.
@@ -184,7 +189,7 @@ func (s *System) StopTasks() {
 		}
 	}
 	if len(l.TaskArns) > 0 && !s.t.Failed() {
-		s.Wait("STOPPED", time.Minute, l.TaskArns...)
+		s.Wait("STOPPED", time.Minute*s.slow(), l.TaskArns...)
 	}
 }
 

@@ -30,7 +30,12 @@ type Process struct {
 	cmd  *exec.Cmd
 	out  *tail
 	done chan struct{}
+	// ends is how long it may take to end.
+	ends time.Duration
 }
+
+// endsIn is how long a program may take to end on a machine.
+const endsIn = 20 * time.Second
 
 // tail keeps the end of what a program prints, for the report of a failed test.
 type tail struct {
@@ -56,7 +61,7 @@ func (o *tail) String() string {
 // launch starts a program in a process group of its own.
 func launch(t testing.TB, name string, env []string, path string, args ...string) *Process {
 	t.Helper()
-	p := &Process{t: t, name: name, cmd: exec.Command(path, args...), out: &tail{}, done: make(chan struct{})}
+	p := &Process{t: t, name: name, cmd: exec.Command(path, args...), out: &tail{}, done: make(chan struct{}), ends: endsIn}
 	p.cmd.Env = env
 	var w io.Writer = p.out
 	if os.Getenv("BERTH_TEST_VERBOSE") != "" {
@@ -96,13 +101,13 @@ func (p *Process) Kill() {
 	<-p.done
 }
 
-// Stop asks the program to end and fails the test when it does not within 20 s.
+// Stop asks the program to end and fails the test when it does not in time.
 func (p *Process) Stop() int {
 	p.Signal(syscall.SIGTERM)
 	select {
 	case <-p.done:
-	case <-time.After(20 * time.Second):
-		p.t.Errorf("%s did not end within 20s of SIGTERM:\n%s", p.name, p.Output())
+	case <-time.After(p.ends):
+		p.t.Errorf("%s did not end within %v of SIGTERM:\n%s", p.name, p.ends, p.Output())
 		p.Kill()
 	}
 	return p.cmd.ProcessState.ExitCode()
@@ -182,7 +187,7 @@ func StartContainerd(t testing.TB, kind, dir, bin string) *Containerd {
 // Restart starts containerd after it was killed, and waits until it answers.
 func (c *Containerd) Restart() {
 	c.Process = c.start()
-	Until(c.t, 20*time.Second, "containerd answers", func() error {
+	Until(c.t, 2*time.Minute, "containerd answers", func() error {
 		select {
 		case <-c.done:
 			return fmt.Errorf("it ended:\n%s", c.Output())

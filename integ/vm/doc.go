@@ -8,7 +8,8 @@
 // TestGuest. The disk is thrown away afterwards.
 //
 // To add a test, write a test function in integ/vm/guest; it is root in the machine and
-// may do what it likes there, beside the others. What it needs of the image is a line in
+// may do what it likes there, beside the others if it calls T.Parallel. One that needs
+// only tasks is a line in taskTests, which share a system and run at the same time. What it needs of the image is a line in
 // packaging/packages.txt with the purpose "guest". What it needs of the outside, such as
 // a device, it asks for with guest.Ask; the answers are in plug.go.
 package vm

@@ -9,11 +9,11 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"encoding/pem"
-	"io"
 	"math/big"
 	"net"
 	"os"
 	"path/filepath"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -22,9 +22,18 @@ import (
 	"berth.dev/berth/volumes/volumestest"
 )
 
-// tlsServer listens with a certificate for a name and passes everything on to the NFS
-// server of this machine. It returns its address and the file of its certificate.
-func tlsServer(t *testing.T, name string) (address, ca string) {
+// front is the side of EFS that clients of transit encryption see: it has a certificate,
+// and passes everything on to the NFS server of this machine while it is open.
+type front struct {
+	port, ca string
+	shown    chan *x509.Certificate // by clients; those that nobody takes are dropped
+	peers    chan string            // addresses of clients, likewise
+
+	mu   sync.Mutex
+	gate chan struct{} // closed while it is open
+}
+
+func newFront(t *testing.T, name string, ask tls.ClientAuthType) *front {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -38,34 +47,89 @@ func tlsServer(t *testing.T, name string) (address, ca string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	ca = filepath.Join(t.TempDir(), "ca.pem")
-	if err := os.WriteFile(ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
+	f := &front{ca: filepath.Join(t.TempDir(), "ca.pem"), shown: make(chan *x509.Certificate, 16), peers: make(chan string, 16), gate: make(chan struct{})}
+	close(f.gate)
+	if err := os.WriteFile(f.ca, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	l, err := tls.Listen("tcp4", "127.0.0.1:0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}})
+	l, err := tls.Listen("tcp4", ":0", &tls.Config{Certificates: []tls.Certificate{{Certificate: [][]byte{der}, PrivateKey: key}}, ClientAuth: ask})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { l.Close() }) //nolint:errcheck // the test is over
+	if _, f.port, err = net.SplitHostPort(l.Addr().String()); err != nil {
+		t.Fatal(err)
+	}
 	go func() {
 		for {
 			c, err := l.Accept()
 			if err != nil {
 				return
 			}
-			go func() {
-				defer c.Close()
-				s, err := net.Dial("tcp4", "127.0.0.1:2049")
-				if err != nil {
-					return
-				}
-				defer s.Close()
-				go io.Copy(s, c) //nolint:errcheck // ends with the connection
-				io.Copy(c, s)    //nolint:errcheck // likewise
-			}()
+			go f.carry(c)
 		}
 	}()
-	return l.Addr().String(), ca
+	return f
+}
+
+// stop has nothing pass any more, without closing what is open.
+func (f *front) stop() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gate = make(chan struct{})
+}
+
+// start has everything pass again.
+func (f *front) start() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	close(f.gate)
+}
+
+func (f *front) wait() {
+	f.mu.Lock()
+	gate := f.gate
+	f.mu.Unlock()
+	<-gate
+}
+
+func (f *front) carry(c net.Conn) {
+	defer c.Close()
+	f.wait()
+	if t, ok := c.(*tls.Conn); ok && t.Handshake() == nil && len(t.ConnectionState().PeerCertificates) > 0 {
+		select {
+		case f.shown <- t.ConnectionState().PeerCertificates[0]:
+		default:
+		}
+	}
+	select {
+	case f.peers <- c.RemoteAddr().String():
+	default:
+	}
+	s, err := net.Dial("tcp4", "127.0.0.1:2049")
+	if err != nil {
+		return
+	}
+	defer s.Close()
+	pass := func(to, from net.Conn) {
+		b := make([]byte, 64<<10)
+		for {
+			n, err := from.Read(b)
+			f.wait()
+			if n > 0 {
+				if _, err := to.Write(b[:n]); err != nil {
+					break
+				}
+			}
+			if err != nil {
+				break
+			}
+		}
+		to.Close()   //nolint:errcheck // either end of it ends both
+		from.Close() //nolint:errcheck // likewise
+	}
+	go pass(s, c)
+	pass(c, s)
 }
 
 // TestNFSTLS mounts an EFS file system with transit encryption by Berth's own proxy, which
@@ -74,10 +138,11 @@ func TestNFSTLS(t *testing.T) {
 	t.Parallel()
 	path := nfsServer(t)
 	const id = "fs-0123456789abcdef0"
-	address, ca := tlsServer(t, id+".efs.eu-west-1.amazonaws.com")
+	f := newFront(t, id+".efs.eu-west-1.amazonaws.com", tls.NoClientCert)
+	address, ca := "127.0.0.1:"+f.port, f.ca
 	dir := t.TempDir()
 	d := volumes.Dirs{Run: filepath.Join(dir, "run"), State: filepath.Join(dir, "state")}
-	r := remote(t, 0)
+	r := remote(t, Patience/2)
 	driver := func() volumes.Driver {
 		return volumes.NewEFS(volumes.EFSConfig{
 			Dirs: d, Remote: r, Region: "eu-west-1", Targets: map[string]string{id: address}, CAFile: ca, Helper: func() string { return "" },
@@ -121,7 +186,7 @@ func TestNFSTLS(t *testing.T) {
 		if err != nil {
 			t.Error(err)
 		}
-	case <-time.After(2 * time.Minute):
+	case <-time.After(Patience):
 		t.Error("the mount did not outlive its proxy")
 	}
 	stop()

@@ -5,7 +5,6 @@ package guest
 import (
 	"bufio"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -59,15 +58,20 @@ func Run(t testing.TB, name string, args ...string) string {
 	return string(out)
 }
 
-// Until waits until something is so.
-func Until(t testing.TB, limit time.Duration, what string, so func() error) {
+// Patience is how long a test waits for what has to come. The machine is emulated, and the
+// host that emulates it may have much else to do: it is over fifty times slower then than a
+// machine, so that only what never comes fails. Nothing waits so long for what does come.
+const Patience = 5 * time.Minute
+
+// Until waits until something is so, at most for Patience.
+func Until(t testing.TB, what string, so func() error) {
 	t.Helper()
 	var err error
-	for end := time.Now().Add(limit); time.Now().Before(end); {
+	for end := time.Now().Add(Patience); time.Now().Before(end); {
 		if err = so(); err == nil {
 			return
 		}
 		<-time.After(100 * time.Millisecond)
 	}
-	t.Fatalf("%s: not within %v: %v", what, limit, errors.Join(err))
+	t.Fatalf("%s: not within %v: %v", what, Patience, err)
 }
