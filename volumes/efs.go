@@ -150,9 +150,10 @@ func (e *EFS) Mount(ctx context.Context, v *Volume) (Mounted, error) {
 // mount mounts with the kernel's client.
 func (e *EFS) mount(ctx context.Context, f *FileSystem, point string) error {
 	host, port := e.target(f.ID)
+	server := host + ":" + port
 	m := remoteMount{Target: point, Netns: f.Netns, Options: strings.Split(efsOptions, ",")}
 	if f.Encrypted {
-		p := proxy{Listen: f.Port, Server: host + ":" + port, Name: e.dnsName(f.ID), CAFile: e.c.CAFile, Netns: f.Netns}
+		p := proxy{Listen: f.Port, Server: server, Name: e.dnsName(f.ID), CAFile: e.c.CAFile, Netns: f.Netns}
 		if f.IAM || f.AccessPoint != "" {
 			c := &client{FileSystem: f.ID, AccessPoint: f.AccessPoint, Region: e.c.Region}
 			if f.IAM {
@@ -173,7 +174,10 @@ func (e *EFS) mount(ctx context.Context, f *FileSystem, point string) error {
 	if port != nfsPort {
 		m.Options = append(m.Options, "port="+port)
 	}
-	return e.c.Remote.mount(ctx, m)
+	if err := e.c.Remote.mount(ctx, m); err != nil {
+		return fmt.Errorf("file system %s by %s: %w", f.ID, server, err)
+	}
+	return nil
 }
 
 // help has mount.efs mount: it is called as mount(8) calls it.

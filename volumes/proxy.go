@@ -35,7 +35,7 @@ type proxy struct {
 }
 
 const (
-	proxyStart = 10 * time.Second
+	proxyStart = 20 * time.Second
 	proxyCheck = 2 * time.Second
 )
 

@@ -30,7 +30,9 @@ type remoteMount struct {
 	Target   string   `json:"target"`
 	Options  []string `json:"options,omitempty"`
 	ReadOnly bool     `json:"readOnly,omitempty"`
-	Netns    string   `json:"-"` // path of the network namespace to mount in
+	// Wait is how long the server is waited for before the kernel is asked, in milliseconds.
+	Wait  int64  `json:"wait,omitempty"`
+	Netns string `json:"-"` // path of the network namespace to mount in
 }
 
 const (
@@ -51,6 +53,7 @@ func (r *Remote) limit() time.Duration {
 
 func (r *Remote) mount(ctx context.Context, m remoteMount) error {
 	m.Do = "mount"
+	m.Wait = (r.limit() * 4 / 5).Milliseconds()
 	return r.run(ctx, m)
 }
 
@@ -88,7 +91,7 @@ func (r *Remote) run(ctx context.Context, m remoteMount) error {
 	if m.Netns != "" {
 		args = []string{"in", m.Netns, "do"}
 	}
-	late := failf(ErrUnavailable, "%s: the server of %s did not answer in %v", m.Do, m.name(), r.limit())
+	late := failf(ErrLate, "%s: the server of %s did not answer in %v", m.Do, m.name(), r.limit())
 	text, err := r.start(ctx, late, in, r.Program, args...)
 	var exit *exec.ExitError
 	if errors.As(err, &exit) {
@@ -97,6 +100,8 @@ func (r *Remote) run(ctx context.Context, m remoteMount) error {
 			return failf(ErrInvalid, "%s", text)
 		case exitUnavailable:
 			return failf(ErrUnavailable, "%s", text)
+		case exitLate:
+			return failf(ErrLate, "%s", text)
 		}
 		return fmt.Errorf("%w: %s", exit, text)
 	}
@@ -105,7 +110,7 @@ func (r *Remote) run(ctx context.Context, m remoteMount) error {
 
 // exec runs another program that mounts, for no longer than the limit.
 func (r *Remote) exec(ctx context.Context, program string, args ...string) error {
-	text, err := r.start(ctx, failf(ErrUnavailable, "it did not end in %v", r.limit()), nil, program, args...)
+	text, err := r.start(ctx, failf(ErrLate, "it did not end in %v", r.limit()), nil, program, args...)
 	if err != nil && text != "" {
 		return fmt.Errorf("%w: %s", err, text)
 	}
@@ -179,4 +184,5 @@ func (l *limited) text() string {
 const (
 	exitInvalid     = 2
 	exitUnavailable = 3
+	exitLate        = 4
 )

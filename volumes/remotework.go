@@ -12,6 +12,7 @@ import (
 	"runtime"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,8 @@ func Work(ctx context.Context, in io.Reader) (code int, err error) {
 		return 0, nil
 	case errors.Is(err, ErrInvalid):
 		return exitInvalid, err
+	case errors.Is(err, ErrLate):
+		return exitLate, err
 	case errors.Is(err, ErrUnavailable), errors.Is(err, unix.ETIMEDOUT), errors.Is(err, unix.ECONNREFUSED), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.ENETUNREACH):
 		return exitUnavailable, err
 	}
@@ -55,6 +58,11 @@ func mountNFS(ctx context.Context, m *remoteMount) error {
 	}
 	addr, err := lookUp(ctx, strings.Trim(host, "[]"))
 	if err != nil {
+		return err
+	}
+	wait, cancel := context.WithTimeout(ctx, time.Duration(m.Wait)*time.Millisecond)
+	defer cancel()
+	if err := ping(wait, net.JoinHostPort(addr.String(), portOf(m.Options))); err != nil {
 		return err
 	}
 	options := slices.Clone(m.Options)
@@ -79,6 +87,16 @@ func mountNFS(ctx context.Context, m *remoteMount) error {
 		return fmt.Errorf("mount %s at %s: %w", m.Source, filepath.Base(filepath.Dir(m.Target)), explain(err))
 	}
 	return unix.Mount("", m.Target, "", unix.MS_PRIVATE, "")
+}
+
+// portOf is the port of an NFS server among the options of its mount.
+func portOf(options []string) string {
+	for _, o := range options {
+		if port, ok := strings.CutPrefix(o, "port="); ok {
+			return port
+		}
+	}
+	return nfsPort
 }
 
 func isVersion(o string) bool {

@@ -82,6 +82,8 @@ var (
 	ErrRefused = errors.New("refused")
 	// ErrUnavailable is what may work later.
 	ErrUnavailable = errors.New("unavailable")
+	// ErrLate is a server that was waited for long enough.
+	ErrLate = errors.New("late")
 	// ErrMissing is a volume that has to exist and does not.
 	ErrMissing = errors.New("missing")
 )

@@ -112,6 +112,9 @@ func volumeBases(t *task.Task) []base {
 		if v.Type == task.VolumeBlock {
 			b.limit = deviceTimeout
 		}
+		if v.Type == task.VolumeEFS {
+			b.limit = remoteTimeout
+		}
 		if v.Type == task.VolumeEFS && t.NetworkMode == task.NetworkAWSVPC {
 			b.after = []task.ResourceID{sharedNetwork} // the mount belongs to it
 		}

@@ -185,7 +185,7 @@ func efs(t *testing.T, l *lab) {
 	l.Wait("STOPPED", Patience, writer)
 	l.others(t)
 	ended := l.Wait("STOPPED", Patience, late)[0]
-	if why := aws.ToString(ended.StoppedReason); ended.StopCode != types.TaskStopCodeTaskFailedToStart || !strings.Contains(why, "volume files") {
+	if why := aws.ToString(ended.StoppedReason); ended.StopCode != types.TaskStopCodeTaskFailedToStart || !strings.Contains(why, "volume files: ") || !strings.Contains(why, "does not answer") {
 		t.Errorf("a task whose server never answers: %s", system.Explain(ended))
 	}
 }

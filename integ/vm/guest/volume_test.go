@@ -128,7 +128,7 @@ func TestNFSGone(t *testing.T) {
 	if err := l.Unmount(t.Context(), other); err != nil {
 		t.Error(err)
 	}
-	if err := <-waited; !errors.Is(err, volumes.ErrUnavailable) || time.Since(begin) > Patience {
+	if err := <-waited; !errors.Is(err, volumes.ErrLate) || time.Since(begin) > Patience {
 		t.Errorf("after %v: %v", time.Since(begin), err)
 	}
 	if err := l.Unmount(t.Context(), v); err != nil {
@@ -183,7 +183,7 @@ func TestNFSStopped(t *testing.T) {
 	}
 	Run(t, "ip", "link", "set", "nfs0", "down")
 	begin = time.Now()
-	if err := r.Unmount(t.Context(), at); err != nil && !errors.Is(err, volumes.ErrUnavailable) {
+	if err := r.Unmount(t.Context(), at); err != nil && !errors.Is(err, volumes.ErrLate) {
 		t.Error(err)
 	}
 	if took := time.Since(begin); took > Patience {
