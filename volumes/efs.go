@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"strings"
@@ -169,6 +170,7 @@ func (e *EFS) mount(ctx context.Context, f *FileSystem, point string) error {
 			return err
 		}
 		host, port = "127.0.0.1", strconv.Itoa(local)
+		m.Client = filepath.Base(filepath.Dir(point))
 	}
 	m.Source = host + ":" + path.Clean("/"+f.Root)
 	if port != nfsPort {

@@ -30,6 +30,9 @@ type remoteMount struct {
 	Target   string   `json:"target"`
 	Options  []string `json:"options,omitempty"`
 	ReadOnly bool     `json:"readOnly,omitempty"`
+	// Client is what the kernel's client calls itself towards the server besides the name of
+	// the host; see callItself.
+	Client string `json:"client,omitempty"`
 	// Wait is how long the server is waited for before the kernel is asked, in milliseconds.
 	Wait  int64  `json:"wait,omitempty"`
 	Netns string `json:"-"` // path of the network namespace to mount in

@@ -79,6 +79,11 @@ func mountNFS(ctx context.Context, m *remoteMount) error {
 	if err := os.MkdirAll(m.Target, 0o700); err != nil {
 		return err
 	}
+	if m.Client != "" {
+		if err := callItself(m.Client); err != nil {
+			return err
+		}
+	}
 	flags := uintptr(unix.MS_NOSUID | unix.MS_NODEV)
 	if m.ReadOnly {
 		flags |= unix.MS_RDONLY
