@@ -6,6 +6,7 @@
 //
 //	Run/                          ends with the system, as its mounts do
 //	  tasks/<task>/<volume>       where a volume of a task is mounted
+//	  efs.key                     the key of the certificates that EFS is shown
 //	  shared/<key>/mount          a mount that several tasks use
 //	  shared/<key>/users/<user>   one file for each use of it, made before the mount
 //	State/                        outlives the system

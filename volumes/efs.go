@@ -11,6 +11,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // EFS mounts Amazon's Elastic File System, or any NFS 4.1 server that an operator puts in
@@ -20,6 +21,7 @@ import (
 type EFS struct {
 	c      EFSConfig
 	shares *shares
+	keyMu  sync.Mutex // held while the key of certificates is made
 }
 
 // EFSConfig is what an EFS is made of.

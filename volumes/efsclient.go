@@ -7,7 +7,6 @@ import (
 	"crypto/rsa"
 	"crypto/sha1" //nolint:gosec // what the key identifier of a certificate is (RFC 5280, 4.2.1.2)
 	"crypto/sha256"
-	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -162,7 +161,7 @@ func (e *EFS) identify(c *client, point string) error {
 	return e.certify(c, point)
 }
 
-// certify makes the certificate of a mount, with the key that it has.
+// certify makes the certificate of a mount.
 func (e *EFS) certify(c *client, point string) error {
 	var keys *Keys
 	if c.Task != "" {
@@ -175,7 +174,7 @@ func (e *EFS) certify(c *client, point string) error {
 		}
 		keys = &k
 	}
-	key, err := clientKey(point)
+	key, err := e.clientKey()
 	if err != nil {
 		return err
 	}
@@ -191,14 +190,27 @@ func (e *EFS) certify(c *client, point string) error {
 	return replace(certificateFile(point), text)
 }
 
-// clientKey is the key of a mount's certificate, or a new one.
-func clientKey(point string) (*rsa.PrivateKey, error) {
-	if have, err := tls.LoadX509KeyPair(certificateFile(point), certificateFile(point)); err == nil {
-		if key, ok := have.PrivateKey.(*rsa.PrivateKey); ok {
-			return key, nil
+// clientKey is the key of all certificates of this host, as amazon-efs-utils has one: it
+// takes a processor's second to make.
+func (e *EFS) clientKey() (*rsa.PrivateKey, error) {
+	e.keyMu.Lock()
+	defer e.keyMu.Unlock()
+	name := filepath.Join(e.c.Dirs.Run, "efs.key")
+	if b, err := os.ReadFile(name); err == nil {
+		if block, _ := pem.Decode(b); block != nil {
+			if key, err := x509.ParsePKCS1PrivateKey(block.Bytes); err == nil {
+				return key, nil
+			}
 		}
 	}
-	return rsa.GenerateKey(rand.Reader, clientBits)
+	key, err := rsa.GenerateKey(rand.Reader, clientBits)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(e.c.Dirs.Run, 0o700); err != nil {
+		return nil, err
+	}
+	return key, replace(name, pem.EncodeToMemory(&pem.Block{Type: "RSA PRIVATE KEY", Bytes: x509.MarshalPKCS1PrivateKey(key)}))
 }
 
 // replace writes a file that only root reads.

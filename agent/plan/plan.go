@@ -48,7 +48,7 @@ type Settings struct {
 // Limits that are not settings.
 const (
 	setupTimeout    = time.Minute      // Ensure of a network or cgroup (agent protocol, "CNI chain": ADD limit 1 min)
-	remoteTimeout   = 2 * time.Minute  // a network file system: longer than it is waited for, so that the reason is the server's
+	remoteTimeout   = 3 * time.Minute  // a network file system: longer than it is waited for, so that the reason is the server's
 	deviceTimeout   = 5 * time.Minute  // a block volume's device (agent protocol, ConfirmAttachmentMessage: waitTimeoutMs)
 	secretsTimeout  = 3 * time.Minute  // all secrets and environment files of a task
 	teardownTimeout = 2 * time.Minute  // Remove, Retire

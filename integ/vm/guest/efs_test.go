@@ -83,7 +83,11 @@ func (f *front) stop() {
 func (f *front) start() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	close(f.gate)
+	select {
+	case <-f.gate: // it is open
+	default:
+		close(f.gate)
+	}
 }
 
 func (f *front) wait() {
@@ -158,6 +162,22 @@ func TestNFSTLS(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	// Another proxy to the same server has a client of its own, which stays when the
+	// first one's goes.
+	other := volume("other", "v")
+	other.FileSystem.AccessPoint = "fsap-0123456789abcdef0"
+	o, err := e.Mount(t.Context(), other)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := os.WriteFile(filepath.Join(o.Path, "y"), []byte("y"), 0o644); err != nil {
+			t.Error(err)
+		}
+		if err := e.Unmount(t.Context(), other); err != nil {
+			t.Error(err)
+		}
+	}()
 	ctx, stop := context.WithCancel(t.Context())
 	supervised := make(chan struct{})
 	go func() {
@@ -165,8 +185,13 @@ func TestNFSTLS(t *testing.T) {
 		d.Supervise(ctx, r.Program, func(err error) { t.Error(err) })
 	}()
 	files, err := filepath.Glob(filepath.Join(d.Run, "shared", "*", "proxy.json"))
-	if err != nil || len(files) != 1 {
+	if err != nil || len(files) != 2 {
 		t.Fatalf("proxies: %v, %v", files, err)
+	}
+	if mine, err := filepath.Glob(filepath.Join(d.Run, "shared", "*", "users", "killed.*")); err != nil || len(mine) != 1 {
+		t.Fatalf("users: %v, %v", mine, err)
+	} else {
+		files[0] = filepath.Join(filepath.Dir(filepath.Dir(mine[0])), "proxy.json")
 	}
 	var p struct{ PID int }
 	b, err := os.ReadFile(files[0])
