@@ -12,7 +12,7 @@ import (
 // often. What many tasks at once took would else be kept for minutes.
 const (
 	restAfter = 5 * time.Second
-	restPause = 30 * time.Second
+	restPause = 15 * time.Second
 )
 
 // How much garbage there may be, in percent of what is in use, before it is collected:
