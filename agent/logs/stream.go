@@ -2,6 +2,7 @@ package logs
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"net/url"
 	"path/filepath"
@@ -118,7 +119,14 @@ func (s *Settings) Plan(t *task.Task, c *task.Container, a About) (*Plan, error)
 	bytes := cmp.Or(s.MaxBytes, defaultBytes)
 	if driver == JSONFile || driver == None {
 		bytes, files = localLimits(options, bytes, files)
-		return &Plan{Args: args(a, bytes, files)}, nil
+		q := args(a, bytes, files)
+		if yes, err := strconv.ParseBool(options["compress"]); err == nil && yes {
+			if files < 2 {
+				return nil, errors.New("log option compress: it is for rotated files, and max-file 1 leaves none; set max-file to 2 or more")
+			}
+			q.Set("compress", "1")
+		}
+		return &Plan{Args: q}, nil
 	}
 	extra, err := Extra(options, c.Config.Labels, c.Environment)
 	if err != nil {

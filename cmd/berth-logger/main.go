@@ -5,8 +5,8 @@
 // depend on the agent or on containerd being alive, and never makes the container wait
 // for the disk: what cannot be written is dropped and counted in the log.
 //
-// Arguments come as key and value in any order: path FILE, max BYTES, files N; for
-// output that is sent on, run DIR of the sockets, logs DIR of all logs, and block 1 if
+// Arguments come as key and value in any order: path FILE, max BYTES, files N, compress 1
+// to have rotated files compressed; for output that is sent on, run DIR of the sockets, logs DIR of all logs, and block 1 if
 // the container is to wait for its destination and for the disk.
 package main
 
@@ -42,7 +42,7 @@ func main() {
 		args[os.Args[i]] = os.Args[i+1]
 	}
 	if args["path"] == "" {
-		os.Stderr.WriteString("berth-logger: usage: berth-logger path FILE [max BYTES] [files N] [run DIR logs DIR [block 1]]; started by the containerd shim\n")
+		os.Stderr.WriteString("berth-logger: usage: berth-logger path FILE [max BYTES] [files N] [compress 1] [run DIR logs DIR [block 1]]; started by the containerd shim\n")
 		os.Exit(2)
 	}
 	term := make(chan os.Signal, 1)
@@ -52,6 +52,7 @@ func main() {
 	max, _ := strconv.ParseInt(args["max"], 10, 64)  // 0 means the default
 	files, _ := strconv.Atoi(args["files"])          // likewise
 	w := logfile.NewWriter(args["path"], max, files) // never fails
+	w.Compress = args["compress"] == "1"
 
 	var touched atomic.Int64
 	touch := func(int) { touched.Add(1) }

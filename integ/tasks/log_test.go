@@ -53,6 +53,9 @@ func logs() []scenario {
 			path := l.Runtime.LogPath(taskID(tk), "main")
 			for i := range files + 1 {
 				st, err := os.Stat(logfile.Rotated(path, i))
+				if packed, perr := os.Stat(logfile.Rotated(path, i) + ".gz"); perr == nil && err != nil {
+					st, err = packed, nil
+				}
 				if exists := err == nil; exists != (i < files) {
 					t.Errorf("file %d of the log: %v", i, err)
 				} else if exists && st.Size() > atMost {
@@ -73,6 +76,22 @@ func logs() []scenario {
 		{
 			name: "rotated as the container says", want: ok, ended: rotated(2, 8192),
 			define: task(nil, with(container("seq", "1", "3000"), driver(types.LogDriverJsonFile, map[string]string{"max-size": "8k", "max-file": "2"}))),
+		},
+		{
+			name: "rotated and compressed", want: ok, ended: func(t *testing.T, l *lab, tk types.Task) {
+				rotated(3, 4096)(t, l, tk)
+				path := l.Runtime.LogPath(taskID(tk), "main")
+				for i := 1; i < 3; i++ {
+					if _, err := os.Stat(logfile.Rotated(path, i) + ".gz"); err != nil {
+						t.Error(err)
+					}
+				}
+			},
+			define: task(nil, with(container("seq", "1", "3000"), driver(types.LogDriverJsonFile, map[string]string{"max-size": "4k", "max-file": "3", "compress": "true"}))),
+		},
+		{
+			name: "compression of what is not rotated", want: refused("log option compress: it is for rotated files, and max-file 1 leaves none; set max-file to 2 or more"),
+			define: task(nil, with(container("true"), driver(types.LogDriverJsonFile, map[string]string{"max-file": "1", "compress": "true"}))),
 		},
 		{
 			name: "both streams", want: ok, output: []string{"out", "err"},

@@ -134,16 +134,20 @@ var errOther = errors.New("another file of the log")
 // open opens a file at a position if it is the file of that; if not, the error is
 // errOther.
 func (c *Cursor) open(path string, at Position) error {
-	f, err := os.Open(path)
+	src, err := openSource(path)
 	if err != nil {
 		return err
 	}
-	h, err := readHead(f)
+	h, err := src.head()
 	if err == nil && h.File != at.File {
 		err = errOther
 	}
 	if err != nil {
-		f.Close()
+		src.close()
+		return err
+	}
+	f, err := src.plain()
+	if err != nil {
 		return err
 	}
 	c.Close()
@@ -154,16 +158,20 @@ func (c *Cursor) open(path string, at Position) error {
 // openHeadless opens a file that has no head, or none yet, at its start; for one that has
 // a head the error is errOther.
 func (c *Cursor) openHeadless(path string) error {
-	f, err := os.Open(path)
+	src, err := openSource(path)
 	if err != nil {
 		return err
 	}
-	h, err := readHead(f)
+	h, err := src.head()
 	if err == nil && h.size > 0 {
 		err = errOther
 	}
 	if err != nil {
-		f.Close()
+		src.close()
+		return err
+	}
+	f, err := src.plain()
+	if err != nil {
 		return err
 	}
 	c.Close()
@@ -255,10 +263,10 @@ func (c *Cursor) advance() error {
 
 // following finds the file with the lowest first entry that is not before the position.
 func (c *Cursor) following() (*os.File, head, error) {
-	var best *os.File
+	var best source
 	var at head
 	for i, missing := 0, 0; missing < 2; i++ {
-		f, err := os.Open(Rotated(c.path, i))
+		src, err := openSource(Rotated(c.path, i))
 		if errors.Is(err, fs.ErrNotExist) {
 			missing++ // a rotation in its midst leaves one hole
 			continue
@@ -266,26 +274,30 @@ func (c *Cursor) following() (*os.File, head, error) {
 		var h head
 		if err == nil {
 			missing = 0
-			if h, err = readHead(f); err != nil {
-				f.Close()
+			if h, err = src.head(); err != nil {
+				src.close()
 			}
 		}
 		if err != nil {
-			if best != nil {
-				best.Close()
+			if best.f != nil {
+				best.close()
 			}
 			return nil, head{}, err
 		}
-		if h.size == 0 || h.File == c.pos.File || h.First < c.pos.Seq || best != nil && h.First >= at.First {
-			f.Close()
+		if h.size == 0 || h.File == c.pos.File || h.First < c.pos.Seq || best.f != nil && h.First >= at.First {
+			src.close()
 			continue
 		}
-		if best != nil {
-			best.Close()
+		if best.f != nil {
+			best.close()
 		}
-		best, at = f, h
+		best, at = src, h
 	}
-	return best, at, nil
+	if best.f == nil {
+		return nil, at, nil
+	}
+	f, err := best.plain()
+	return f, at, err
 }
 
 // enter puts the position at the start of the open file.

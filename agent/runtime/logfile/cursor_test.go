@@ -80,8 +80,17 @@ func TestCursorCountsWhatItMissed(t *testing.T) {
 }
 
 func TestCursorWhileFilesAreRotated(t *testing.T) {
-	path := filepath.Join(t.TempDir(), Name)
-	w := NewWriter(path, 4096, 100)
+	for _, compress := range []bool{false, true} {
+		t.Run(fmt.Sprint("compress=", compress), func(t *testing.T) {
+			w := NewWriter(filepath.Join(t.TempDir(), Name), 4096, 100)
+			w.Compress = compress
+			readWhileRotated(t, w)
+		})
+	}
+}
+
+func readWhileRotated(t *testing.T, w *Writer) {
+	path := w.path
 	const lines = 5000
 	done := make(chan struct{})
 	go func() {
@@ -111,6 +120,101 @@ func TestCursorWhileFilesAreRotated(t *testing.T) {
 	}
 	if n != lines || c.Lost() != 0 {
 		t.Errorf("read %d of %d", n, lines)
+	}
+}
+
+func TestCompressedFiles(t *testing.T) {
+	path := filepath.Join(t.TempDir(), Name)
+	write := func(from, to int) {
+		w := NewWriter(path, 2000, 4)
+		w.Compress = true
+		for i := from; i < to; i++ {
+			w.Write(Stdout, time.Now(), fmt.Appendf(nil, "%d\n", i))
+		}
+		if err := w.Close(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write(0, 60)
+	c := NewCursor(path, Position{})
+	if n := len(readAll(t, c)); n != 60 {
+		t.Errorf("read %d of 60", n)
+	}
+	at := c.Position()
+	c.Close()
+	write(60, 80)
+	// A position in a file that was compressed since.
+	again := NewCursor(path, at)
+	defer again.Close()
+	if got := readAll(t, again); len(got) != 20 || got[0] != "60\n" || again.Lost() != 0 {
+		t.Errorf("read %q, lost %d", got, again.Lost())
+	}
+	// As a crash leaves it: both forms of a file, and a part of one.
+	if err := os.WriteFile(Rotated(path, 1)+packedSuffix+".part", []byte("part"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	src, err := openSource(Rotated(path, 2))
+	if err != nil || !src.packed {
+		t.Fatal(err, src.packed)
+	}
+	f, err := src.plain()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close() //nolint:errcheck // it was only read
+	both, err := os.ReadFile(f.Name())
+	if err == nil {
+		t.Errorf("the copy has a name, and %d bytes", len(both))
+	}
+	b := make([]byte, 4096)
+	n, err := f.ReadAt(b, 0)
+	if err != io.EOF {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(Rotated(path, 2), b[:n], 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all := collect(t, path, Options{Tail: -1})
+	first := 80 - len(all)
+	for i, e := range all {
+		if e.Log != fmt.Sprintf("%d\n", first+i) {
+			t.Fatalf("entry %d of %d is %q", i, len(all), e.Log)
+		}
+	}
+	write(80, 400)
+	names, err := filepath.Glob(path + "*")
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{path, path + ".1.gz", path + ".2.gz", path + ".3.gz"}
+	if diff := cmp.Diff(want, names); diff != "" {
+		t.Error(diff)
+	}
+	if all := collect(t, path, Options{Tail: -1}); all[len(all)-1].Log != "399\n" {
+		t.Errorf("the last is %q", all[len(all)-1].Log)
+	}
+}
+
+func TestADamagedCompressedFileIsAnError(t *testing.T) {
+	path := filepath.Join(t.TempDir(), Name)
+	w := NewWriter(path, 2000, 4)
+	w.Compress = true
+	for i := range 60 {
+		w.Write(Stdout, time.Now(), fmt.Appendf(nil, "%d\n", i))
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	gz := Rotated(path, 1) + packedSuffix
+	st, err := os.Stat(gz)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Truncate(gz, st.Size()-9); err != nil {
+		t.Fatal(err)
+	}
+	if err := Read(t.Context(), path, Options{Tail: -1}, func(Entry) error { return nil }); err == nil {
+		t.Error("half a file was taken for a whole one")
 	}
 }
 

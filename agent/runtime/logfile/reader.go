@@ -70,7 +70,12 @@ func Read(ctx context.Context, path string, o Options, show func(Entry) error) e
 func oldest(path string) int {
 	n := -1
 	for i, missing := 0, 0; missing < 2; i++ {
-		if _, err := os.Lstat(Rotated(path, i)); err == nil {
+		name := Rotated(path, i)
+		_, err := os.Lstat(name)
+		if err != nil {
+			_, err = os.Lstat(name + packedSuffix)
+		}
+		if err == nil {
 			n, missing = i, 0
 		} else {
 			missing++ // a rotation in its midst leaves one hole

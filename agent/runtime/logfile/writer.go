@@ -38,8 +38,11 @@ type Writer struct {
 	// Again, if set, is asked when entries could not be stored: true has them tried
 	// again, false has them dropped. It may wait, and is called with no lock held.
 	Again func(error) bool
+	// Compress has rotated files compressed with gzip; a log of one file has none.
+	Compress bool
 
 	mu      sync.Mutex
+	packing sync.WaitGroup // the newest rotated file is being compressed
 	f       *os.File
 	size    int64
 	head    int64  // size of the open file's head
@@ -127,10 +130,11 @@ func (w *Writer) Dropped() uint64 {
 	return w.dropped
 }
 
-// Close closes the current file.
+// Close closes the current file, and waits until the last rotated one is compressed.
 func (w *Writer) Close() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.packing.Wait()
 	if w.f == nil {
 		return nil
 	}
@@ -211,11 +215,9 @@ func (w *Writer) rotate() error {
 		}
 		return w.begin(w.f)
 	}
-	for i := w.files - 2; i > 0; i-- {
-		err := os.Rename(Rotated(w.path, i), Rotated(w.path, i+1))
-		if err != nil && !os.IsNotExist(err) {
-			return err
-		}
+	w.packing.Wait()
+	if err := w.shift(); err != nil {
+		return err
 	}
 	if err := os.Rename(w.path, Rotated(w.path, 1)); err != nil && !os.IsNotExist(err) {
 		return err
@@ -225,7 +227,36 @@ func (w *Writer) rotate() error {
 	if err != nil {
 		return err
 	}
+	if w.Compress {
+		w.packing.Go(func() {
+			// What cannot be compressed stays as it is and is rotated like the others.
+			_ = pack(Rotated(w.path, 1))
+		})
+	}
 	return w.open()
+}
+
+// shift makes room for another rotated file.
+func (w *Writer) shift() error {
+	suffixes := []string{""}
+	if w.Compress {
+		suffixes = append(suffixes, packedSuffix)
+	}
+	for _, suffix := range suffixes {
+		// The oldest may be there in one form and its successor come in the other.
+		if w.Compress {
+			if err := os.Remove(Rotated(w.path, w.files-1) + suffix); err != nil && !os.IsNotExist(err) {
+				return err
+			}
+		}
+		for i := w.files - 2; i > 0; i-- {
+			err := os.Rename(Rotated(w.path, i)+suffix, Rotated(w.path, i+1)+suffix)
+			if err != nil && !os.IsNotExist(err) {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Rotated is the name of the i-th rotated file of path; 0 is path itself.
