@@ -362,7 +362,7 @@ func (l *listing) has(m metric) bool {
 	return (l.namespace == "" || m.namespace == l.namespace) && (l.name == "" || m.name == l.name)
 }
 
-// listMetrics answers with the metrics that had points lately.
+// listMetrics answers with the metrics of clusters, services and so on that had points lately.
 func (s *Server) listMetrics(t tree) (tree, error) {
 	l, err := s.listingOf(t)
 	if err != nil {

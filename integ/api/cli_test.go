@@ -237,7 +237,7 @@ func TestCLIOperations(t *testing.T) {
 	}
 	c.fails("ClusterNotFoundException", "list-tasks", "--cluster", "nowhere")
 	c.fails("ClientException", "describe-task-definition", "--task-definition", "none")
-	c.fails("UnknownOperationException", "list-services")
+	c.fails("UnknownOperationException", "list-services-by-namespace", "--namespace", "none")
 	c.ecs("create-cluster", "--cluster-name", "spare")
 	if got := at(t, c.ecs("delete-cluster", "--cluster", "spare"), "cluster", "status"); got != "INACTIVE" {
 		t.Errorf("delete-cluster: %v", got)

@@ -95,7 +95,7 @@ func TestCloudWatchByTheCLI(t *testing.T) {
 		t.Errorf("the newest is not the first: %s", first)
 	}
 	list := c.cloudwatch("list-metrics", "--namespace", "AWS/ECS", "--dimensions", "Name=ServiceName,Value=web")
-	if m, _ := list["Metrics"].([]any); len(m) != 2 {
+	if m, _ := list["Metrics"].([]any); len(m) != 3 { // CPU, memory, and what is used of volumes
 		t.Errorf("metrics: %v", list)
 	}
 	for what, args := range map[string][]string{
