@@ -68,7 +68,7 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.efs", "ecs.capability.efsAuth",
 		"ecs.capability.firelens.options.config.file", "ecs.capability.firelens.options.config.s3",
 		"ecs.capability.storage.ebs-task-volume-attach", "ecs.capability.storage.ebsta-non-root-user", "berth.capability.volume-pool",
-		"ecs.capability.external",
+		"ecs.capability.external", "ecs.capability.fault-injection",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)
 	if d := cmp.Diff(want, got); d != "" {

@@ -92,7 +92,10 @@ func (q *request) fault(v *engine.View, found bool, route string) {
 	status, err := q.s.inject(ctx, q.taskID, f, op)
 	switch {
 	case errors.Is(err, errFaultRuns):
-		refuse(http.StatusConflict, "There is already one network packet loss fault running")
+		refuse(http.StatusConflict, "There is already one %s fault running", strings.ReplaceAll(kind, "-", " "))
+	case errors.Is(err, errNoNetem), errors.Is(err, errNoDevice), errors.Is(err, errQueues):
+		q.s.log.Warn("fault injection", "task", q.taskID, "kind", kind, "verb", op, "err", err)
+		refuse(http.StatusInternalServerError, "%s", err)
 	case err != nil:
 		q.s.log.Warn("fault injection", "task", q.taskID, "kind", kind, "verb", op, "err", err)
 		refuse(http.StatusInternalServerError, "internal error")
@@ -101,10 +104,7 @@ func (q *request) fault(v *engine.View, found bool, route string) {
 	}
 }
 
-var (
-	errFaultRuns = errors.New("the fault is there already")
-	errNoNetem   = errors.New("latency needs the kernel's netem, which this agent does not drive; use a packet loss or a blackhole")
-)
+var errFaultRuns = errors.New("the fault is there already")
 
 // fault is one that was asked for.
 type fault struct {
@@ -163,6 +163,10 @@ func (f *fault) check() error {
 			return missing("JitterMilliseconds")
 		case *f.DelayMilliseconds == 0 && *f.JitterMilliseconds == 0:
 			return errors.New("required either DelayMilliseconds or JitterMilliseconds to be non-zero")
+		case *f.DelayMilliseconds > maxDelay:
+			return wrong(*f.DelayMilliseconds, "DelayMilliseconds")
+		case *f.JitterMilliseconds > maxDelay:
+			return wrong(*f.JitterMilliseconds, "JitterMilliseconds")
 		}
 	case faultLoss:
 		switch {

@@ -36,8 +36,11 @@ func (s *Server) inject(ctx context.Context, taskID string, f *fault, op string)
 		if err != nil {
 			return err
 		}
-		running, others := false, 0
+		running, others, elsewhere := false, 0, false
 		for _, ch := range chains {
+			if ch.Name == faultLatency && ch.Table.Name != t.Name && strings.HasPrefix(ch.Table.Name, faultTable) {
+				elsewhere = true // of another task in the host's network
+			}
 			if ch.Table.Name != t.Name {
 				continue
 			}
@@ -66,20 +69,39 @@ func (s *Server) inject(ctx context.Context, taskID string, f *fault, op string)
 				c.FlushChain(ch)
 				c.DelChain(ch)
 			}
-			return c.Flush()
+			if err := c.Flush(); err != nil || f.kind != faultLatency {
+				return err
+			}
+			return removeDelay(e.namespace)
 		}
 		status = "running"
 		switch {
-		case f.kind == faultLatency:
-			return errNoNetem
-		case running && f.kind == faultLoss:
+		case running && f.kind != faultBlackhole:
 			return errFaultRuns
 		case running:
 			return nil
 		}
+		if f.kind == faultLatency {
+			if elsewhere {
+				return errFaultRuns
+			}
+			// An agent that ended in between has left queues without a chain.
+			if err := removeDelay(e.namespace); err != nil {
+				return err
+			}
+			if err := addDelay(e.namespace, f); err != nil {
+				return err
+			}
+		}
 		c.AddTable(t)
 		f.add(c, t)
-		return c.Flush()
+		if err := c.Flush(); err != nil {
+			if f.kind == faultLatency {
+				err = errors.Join(err, removeDelay(e.namespace))
+			}
+			return err
+		}
+		return nil
 	})
 	return status, err
 }
@@ -122,6 +144,12 @@ func (f *fault) add(c *nftables.Conn, t *nftables.Table) {
 	}
 	if f.kind == faultBlackhole {
 		rule(f.port(), drop)
+		return
+	}
+	if f.kind == faultLatency {
+		for _, p := range f.sources {
+			rule(far(p), f.flows(p), slow())
+		}
 		return
 	}
 	for _, p := range f.sources {
@@ -224,6 +252,17 @@ func removeHostFaults(taskID string) error {
 		return err
 	}
 	t := &nftables.Table{Name: faultTable + taskID, Family: nftables.TableFamilyINet}
+	chains, err := c.ListChainsOfTableFamily(nftables.TableFamilyINet)
+	if err != nil {
+		return err
+	}
+	for _, ch := range chains {
+		if ch.Table.Name == t.Name && ch.Name == faultLatency {
+			if err := removeDelay(""); err != nil {
+				return err
+			}
+		}
+	}
 	c.AddTable(t) // so that there is one to delete
 	c.DelTable(t)
 	return c.Flush()

@@ -279,7 +279,7 @@ func TestFaults(t *testing.T) {
 	if !reaches(7007) {
 		t.Error("packets to others than the sources are lost")
 	}
-	post("network-latency/start", `{"DelayMilliseconds":5,"JitterMilliseconds":0,"Sources":["10.0.0.0/8"]}`, 500, `{"Error":"internal error"}`)
+	post("network-latency/start", `{"DelayMilliseconds":5,"JitterMilliseconds":0,"Sources":["10.0.0.0/8"]}`, 500, `{"Error":"failed to resolve default host network interface"}`)
 	post("network-latency/status", "", 200, `{"Status":"not-running"}`)
 	again()
 	for body, want := range map[string]string{

@@ -184,6 +184,7 @@ func TestMetadata(t *testing.T) {
 		{"agent restart", agentRestart},
 		{"roles", roles},
 		{"roles in host mode", hostRole},
+		{"faults", faults},
 		{"S3 spoofed addresses", spoofed},
 		{"S7 impersonated agent", impersonated},
 		{"S10 secrets in the environment", environmentOnTheHost},

@@ -218,6 +218,38 @@ func impersonated(t *testing.T, l *lab) {
 	g.get(g.credentialsURL(), &mine) // and it serves
 }
 
+// faults has a task in the host's network ask for faults. Where the kernel cannot delay
+// packets it is told so; where it can, the guest of package vm measures it.
+func faults(t *testing.T, l *lab) {
+	g := l.guests(t, types.NetworkModeHost, 1, func(in *ecs.RegisterTaskDefinitionInput) { in.EnableFaultInjection = aws.Bool(true) })[0]
+	post := func(path, body string) answer {
+		return g.do(fetch{Method: http.MethodPost, URL: g.env["ECS_AGENT_URI"] + "/fault/v1/" + path, Body: body})
+	}
+	if got := post("network-latency/status", ""); got.Status != 200 || got.Body != `{"Status":"not-running"}` {
+		t.Errorf("status: %+v", got)
+	}
+	const delay = `{"DelayMilliseconds":10,"JitterMilliseconds":1,"Sources":["192.0.2.0/24"]}`
+	switch got := post("network-latency/start", delay); {
+	case got.Status == 200 && got.Body == `{"Status":"running"}`:
+	case got.Status == 500 && (strings.Contains(got.Body, "this host's kernel cannot delay packets") || strings.Contains(got.Body, "failed to resolve default host network interface")):
+		t.Logf("no latency here: %s", got.Body)
+	default:
+		t.Errorf("start: %+v", got)
+	}
+	if got := post("network-latency/stop", ""); got.Status != 200 || got.Body != `{"Status":"stopped"}` {
+		t.Errorf("stop: %+v", got)
+	}
+	if got := post("network-packet-loss/start", `{"LossPercent":100,"Sources":["192.0.2.0/24"]}`); got.Status != 200 {
+		t.Errorf("loss: %+v", got)
+	}
+	if got := post("network-packet-loss/start", `{"LossPercent":100,"Sources":["192.0.2.0/24"]}`); got.Status != http.StatusTooManyRequests {
+		t.Errorf("twice within 5 s: %+v", got)
+	}
+	if got := post("network-packet-loss/stop", ""); got.Body != `{"Status":"stopped"}` {
+		t.Errorf("stop: %+v", got)
+	}
+}
+
 // environmentOnTheHost has another user of the host look for what a container has in its
 // environment.
 func environmentOnTheHost(t *testing.T, l *lab) {

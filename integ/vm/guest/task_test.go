@@ -28,6 +28,7 @@ var taskTests = []struct {
 	{"limits", limits},
 	{"block volume", blockVolume},
 	{"efs", efs},
+	{"latency", latency},
 }
 
 // lab is what the tests of tasks share.

@@ -107,20 +107,12 @@ func blockVolume(t *testing.T, l *lab) {
 	})
 }
 
-// The file system of the tests of EFS, and the role that may mount it.
-const (
-	fileSystem        = "fs-0123456789abcdef0"
-	accessPoint       = "fsap-0123456789abcdef0"
-	askForCertificate = tls.RequireAnyClientCert
-	gateway           = "10.214.0.1" // of the default subnet: this machine
-	roleKey           = "ASIAFILES"
-	roleSecret        = "secret of the role"
-	roleToken         = "token/of+the=role"
-)
+// gateway is that of the default subnet: this machine.
+const gateway = "10.214.0.1"
 
-// efs runs a task of network mode awsvpc with a file system that its role may mount; the
-// server is away for a minute, and then for ever.
-func efs(t *testing.T, l *lab) {
+// inSubnet runs one task of a definition in the default subnet.
+func (l *lab) inSubnet(t *testing.T, definition string) (arn string) {
+	t.Helper()
 	var subnet string
 	err := l.Cluster.Store.Update(context.Background(), func(tx *store.Tx) error {
 		if err := vpc.EnsureDefaults(tx, "us-east-1"); err != nil {
@@ -132,6 +124,28 @@ func efs(t *testing.T, l *lab) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	out, err := l.ECS.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &definition, NetworkConfiguration: &types.NetworkConfiguration{
+		AwsvpcConfiguration: &types.AwsVpcConfiguration{Subnets: []string{subnet}},
+	}})
+	if err != nil || len(out.Tasks) != 1 {
+		t.Fatalf("run: %+v, %v", out, err)
+	}
+	return *out.Tasks[0].TaskArn
+}
+
+// The file system of the tests of EFS, and the role that may mount it.
+const (
+	fileSystem        = "fs-0123456789abcdef0"
+	accessPoint       = "fsap-0123456789abcdef0"
+	askForCertificate = tls.RequireAnyClientCert
+	roleKey           = "ASIAFILES"
+	roleSecret        = "secret of the role"
+	roleToken         = "token/of+the=role"
+)
+
+// efs runs a task of network mode awsvpc with a file system that its role may mount; the
+// server is away for a minute, and then for ever.
+func efs(t *testing.T, l *lab) {
 	def := l.Register(&ecs.RegisterTaskDefinitionInput{
 		Family: aws.String("efs"), NetworkMode: types.NetworkModeAwsvpc,
 		Volumes: []types.Volume{{Name: aws.String("files"), EfsVolumeConfiguration: &types.EFSVolumeConfiguration{
@@ -144,15 +158,7 @@ func efs(t *testing.T, l *lab) {
 			MountPoints: []types.MountPoint{{SourceVolume: aws.String("files"), ContainerPath: aws.String("/v")}},
 		}},
 	})
-	run := func() string {
-		out, err := l.ECS.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &def, NetworkConfiguration: &types.NetworkConfiguration{
-			AwsvpcConfiguration: &types.AwsVpcConfiguration{Subnets: []string{subnet}},
-		}})
-		if err != nil || len(out.Tasks) != 1 {
-			t.Fatalf("run: %+v, %v", out, err)
-		}
-		return *out.Tasks[0].TaskArn
-	}
+	run := func() string { return l.inSubnet(t, def) }
 	writer := run()
 	tk := l.Wait("RUNNING", Patience, writer)[0]
 	shownRole(t, l.front, aws.ToString(tk.Containers[0].NetworkInterfaces[0].PrivateIpv4Address))
