@@ -34,6 +34,16 @@ func (h *Host) Check(ctx context.Context, k Key, namespace string) (*Attachment,
 	if stored == nil || stored.Key() != k {
 		return nil, fail(Damaged, "the reservation of address %s is gone", a.Address)
 	}
+	if namespace != "" {
+		// Before anything else: when it goes, both ends of the interface go with it.
+		live, err := eni.Live(namespace)
+		if err != nil {
+			return nil, err
+		}
+		if !live {
+			return nil, fail(Damaged, "network namespace %s is gone", namespace)
+		}
+	}
 	if err := h.checkHostSide(a); err != nil {
 		return nil, err
 	}
@@ -89,13 +99,6 @@ func hasAddress(addrs []netlink.Addr, want netip.Addr) bool {
 }
 
 func checkInside(a *Attachment, namespace string) (err error) {
-	live, err := eni.Live(namespace)
-	if err != nil {
-		return err
-	}
-	if !live {
-		return fail(Damaged, "network namespace %s is gone", namespace)
-	}
 	ns, err := eni.OpenNamespace(namespace)
 	if err != nil {
 		return err
