@@ -106,6 +106,7 @@ func TestLenientValues(t *testing.T) {
 		{"ECS_CONTAINER_STOP_TIMEOUT=10ms", func(c *Config) bool { return c.Engine.StopTimeout == time.Second }, "is taken as 1s"},
 		{"ECS_CONTAINER_START_TIMEOUT=1s", func(c *Config) bool { return c.Engine.StartTimeout == 45*time.Second }, "is taken as 45s"},
 		{"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10ms", func(c *Config) bool { return c.Engine.CleanupWait == 3*time.Hour }, "is ignored"},
+		{"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=999ms", func(c *Config) bool { return c.Engine.CleanupWait == 3*time.Hour }, "is ignored"},
 		{"ECS_IMAGE_CLEANUP_INTERVAL=1m", func(c *Config) bool { return c.Images.CleanupInterval == 30*time.Minute }, "is below 10m and is ignored"},
 		{"ECS_NUM_IMAGES_DELETE_PER_CYCLE=0", func(c *Config) bool { return c.Images.DeletePerCycle == 5 }, "is ignored"},
 		{"ECS_POLLING_METRICS_WAIT_DURATION=1h", func(c *Config) bool { return c.Metadata.PollInterval == 20*time.Second }, "is taken as 20s"},

@@ -116,7 +116,7 @@ func sections() []Section {
 			{Name: "ECS_CONTAINER_CREATE_TIMEOUT", Key: "ContainerCreateTimeout", Default: "4m", Acted: true, bounds: bounds{min: num(time.Minute), below: raise},
 				to:   func(c *Config) any { return &c.Engine.CreateTimeout },
 				Text: "Longest creation of a container."},
-			{Name: "ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION", Key: "TaskCleanupWaitDuration", Default: "3h", Acted: true, bounds: bounds{min: num(100 * time.Millisecond), below: ignore},
+			{Name: "ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION", Key: "TaskCleanupWaitDuration", Default: "3h", Acted: true, bounds: bounds{min: num(time.Second), below: ignore},
 				to:   func(c *Config) any { return &c.Engine.CleanupWait },
 				Text: "How long a stopped task is kept."},
 			{Name: "ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION_JITTER", Key: "TaskCleanupWaitDurationJitter", Default: "0s", Acted: true, bounds: bounds{min: num(0), below: ignore},

@@ -64,7 +64,7 @@ func start(t *testing.T, kind, bin string, acs ...func(*cacs.Config)) *lab {
 			}
 		},
 		AgentEnv: append(aws.Environ(), "AWS_CONFIG_FILE=/dev/null", "AWS_SHARED_CREDENTIALS_FILE=/dev/null",
-			"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=200ms", "ECS_CONTAINER_STOP_TIMEOUT=20s",
+			"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=1s", "ECS_CONTAINER_STOP_TIMEOUT=20s",
 			"ECS_DYNAMIC_HOST_PORT_RANGE=40000-40199",
 		),
 	})
