@@ -24,6 +24,7 @@ import (
 	"berth.dev/berth/agent/ec2"
 	"berth.dev/berth/agent/ecs"
 	"berth.dev/berth/agent/engine"
+	"berth.dev/berth/agent/fdstore"
 	"berth.dev/berth/agent/health"
 	"berth.dev/berth/agent/intake"
 	"berth.dev/berth/agent/plan"
@@ -65,6 +66,7 @@ type agent struct {
 	boot     string // of the host, now
 	rebooted bool   // it was another when the state was written
 
+	kept        *fdstore.Store
 	metadata    *metadata
 	host        *hostSide
 	storage     atomic.Pointer[volume.Storage] // of host; tasks may ask before it is there
@@ -93,7 +95,11 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	a := &agent{o: o, c: o.Settings, log: o.Log, started: time.Now(), health: conditions, session: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
+	kept, err := fdstore.Open()
+	if err != nil {
+		o.Log.Warn("not all that the service manager kept can be used; it is made again", "err", err)
+	}
+	a := &agent{o: o, c: o.Settings, log: o.Log, kept: kept, started: time.Now(), health: conditions, session: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
 	if a.metrics, err = a.registry(); err != nil {
 		return err
 	}

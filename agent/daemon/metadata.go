@@ -30,7 +30,9 @@ type metadata struct {
 	tasks  *taskViews
 	files  *tmds.Files // nil if there are none
 	audit  *tmds.Audit // nil if nothing is recorded
-	a      *agent
+	// introspection is the API's listener that was kept, or nil.
+	introspection net.Listener
+	a             *agent
 }
 
 // openMetadata opens the endpoints of the tasks that are stored, so that they answer
@@ -62,12 +64,14 @@ func (a *agent) openMetadata(ctx context.Context) error {
 		Cluster: metadataCluster{a}, Instance: a.metadataInstance, Storage: a.storageOf,
 		Rate: int(a.c.Metadata.Rates.Steady), Burst: int(a.c.Metadata.Rates.Burst),
 		HostRoles: a.c.Roles.TaskRoleHost, HideZone: a.c.Metadata.AZDisabled,
-		Files: m.files, Audit: m.audit, Log: a.log,
+		Files: m.files, Audit: m.audit, Kept: a.kept, Log: a.log,
 	})
 	a.metadata = m
-	if !a.rebooted { // the namespaces of another boot are gone
-		m.server.Adopt(stored)
+	m.introspection, _ = a.kept.Take(keptIntrospection)
+	if a.rebooted { // the namespaces of another boot are gone
+		stored = nil
 	}
+	m.server.Adopt(stored)
 	return nil
 }
 
@@ -84,13 +88,22 @@ func (m *metadata) published(v engine.View) {
 	}
 }
 
+// keptIntrospection is the key of the introspection API's listener among what is kept.
+const keptIntrospection = "introspection"
+
 // introspect serves the introspection API. Where another program has its port, the agent
 // goes on without.
 func (a *agent) introspect(ctx context.Context) error {
-	l, err := net.Listen("tcp4", tmds.IntrospectionAddress)
-	if err != nil {
-		a.log.Warn("there is no introspection API", "err", err)
-		return nil
+	l := a.metadata.introspection
+	if l == nil {
+		var err error
+		if l, err = net.Listen("tcp4", tmds.IntrospectionAddress); err != nil {
+			a.log.Warn("there is no introspection API", "err", err)
+			return nil
+		}
+		if err := a.kept.Keep(keptIntrospection, l); err != nil {
+			a.log.Warn("the introspection API will be closed while the agent is restarted", "err", err)
+		}
 	}
 	i := &tmds.Introspection{Views: a.views, Instance: a.metadataInstance, Version: a.version(), License: license, Log: a.log}
 	return i.Serve(ctx, l)

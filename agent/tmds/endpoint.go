@@ -67,6 +67,9 @@ type guest struct {
 
 func keyOf(taskID, name string) string { return taskID + "/" + name }
 
+// hostKey is the key under which the listener at an address of the host is kept.
+func hostKey(addr string) string { return "host/" + addr }
+
 // Kind is task.KindEndpoint.
 func (s *Server) Kind() string { return task.KindEndpoint }
 
@@ -187,10 +190,11 @@ func (s *Server) open(t *task.Task, name string, h *Handle) error {
 	}
 	e := &endpoint{taskID: t.ID(), namespace: h.Namespace, ids: h.IDs}
 	var l net.Listener
+	var kept bool
 	var err error
 	if h.Namespace == "" {
 		err = s.openHost(h)
-	} else if l, err = listen(h.Namespace); err == nil {
+	} else if l, kept, err = s.listen(key, h.Namespace); err == nil {
 		e.http = server(s.taskHandler(t.ID()))
 	}
 	if err == nil {
@@ -199,6 +203,7 @@ func (s *Server) open(t *task.Task, name string, h *Handle) error {
 	if err != nil {
 		if l != nil {
 			err = errors.Join(err, l.Close())
+			s.unkeep(key)
 		}
 		return err
 	}
@@ -220,10 +225,32 @@ func (s *Server) open(t *task.Task, name string, h *Handle) error {
 		s.tasks[t.ID()] = g
 	}
 	g.endpoints++
+	if l != nil && !kept {
+		if err := s.c.Kept.Keep(key, l); err != nil {
+			s.log.Warn("a metadata endpoint will be closed while the agent is restarted", "task", t.ID(), "err", err)
+		}
+	}
 	if l != nil {
 		go e.http.Serve(netutil.LimitListener(l, maxConns)) //nolint:errcheck // ends with Close
 	}
 	return nil
+}
+
+// listen opens the socket of an endpoint, or takes the one that was kept.
+func (s *Server) listen(key, namespace string) (l net.Listener, kept bool, err error) {
+	old, was := s.c.Kept.Take(key)
+	l, kept, err = listen(namespace, old)
+	if was && !kept {
+		s.unkeep(key) // another one is kept under the key from now on
+	}
+	return l, kept, err
+}
+
+// unkeep drops what is kept of an endpoint, which would keep the task's network.
+func (s *Server) unkeep(key string) {
+	if err := s.c.Kept.Drop(key); err != nil {
+		s.log.Warn("the kept socket of a metadata endpoint could not be dropped", "endpoint", key, "err", err)
+	}
 }
 
 func (s *Server) openHost(h *Handle) (err error) {
@@ -233,10 +260,11 @@ func (s *Server) openHost(h *Handle) (err error) {
 
 // Remove closes the endpoint.
 func (s *Server) Remove(_ context.Context, t *task.Task, name string, _ task.Handle) error {
+	key := keyOf(t.ID(), name)
 	s.mu.Lock()
-	if e, ok := s.endpoints[keyOf(t.ID(), name)]; ok {
+	if e, ok := s.endpoints[key]; ok {
 		e.close()
-		delete(s.endpoints, keyOf(t.ID(), name))
+		delete(s.endpoints, key)
 		maps.DeleteFunc(s.ids, func(_ string, of subject) bool {
 			return of.taskID == t.ID() && slices.Contains(users(t, name), of.container)
 		})
@@ -248,6 +276,7 @@ func (s *Server) Remove(_ context.Context, t *task.Task, name string, _ task.Han
 	}
 	_, more := s.tasks[t.ID()]
 	s.mu.Unlock()
+	s.unkeep(key)
 	if more {
 		return nil
 	}
@@ -326,9 +355,11 @@ func removeBelow(dir, taskID string) error {
 	return err
 }
 
-// Adopt opens the endpoints that an agent before this one had, so that tasks find them
-// open before the engine goes. What fails is left to the engine, and told.
+// Adopt takes up the endpoints that an agent before this one had, so that tasks find them
+// open before the engine goes, and drops what was kept for others. What fails is left to the
+// engine, and told.
 func (s *Server) Adopt(stored []task.Stored) {
+	var wanted []string
 	var g errgroup.Group
 	g.SetLimit(8)
 	for _, st := range stored {
@@ -336,7 +367,11 @@ func (s *Server) Adopt(stored []task.Stored) {
 			continue
 		}
 		for id, r := range st.Known.Resources {
-			if id.Kind != task.KindEndpoint || r.Phase != task.Present {
+			if id.Kind != task.KindEndpoint {
+				continue
+			}
+			wanted = append(wanted, keyOf(st.Task.ID(), id.Name))
+			if r.Phase != task.Present {
 				continue
 			}
 			g.Go(func() error {
@@ -353,4 +388,11 @@ func (s *Server) Adopt(stored []task.Stored) {
 		}
 	}
 	g.Wait() //nolint:errcheck // no function returns an error
+	n, err := s.c.Kept.Retain(wanted)
+	if err != nil {
+		s.log.Warn("sockets that are of no use any more are still kept", "err", err)
+	}
+	if n > 0 {
+		s.log.Info("dropped sockets that were kept for tasks that have ended", "dropped", n)
+	}
 }

@@ -33,11 +33,18 @@ const IntrospectionAddress = "127.0.0.1:51678"
 // Serve answers on l until ctx ends.
 func (i *Introspection) Serve(ctx context.Context, l net.Listener) error {
 	s := server(i)
-	stop := context.AfterFunc(ctx, func() { s.Close() }) //nolint:errcheck // there is nobody left to tell
-	defer stop()
+	ended := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		defer close(ended)
+		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), endTimeout)
+		defer cancel()
+		end(ctx, s)
+	})
 	if err := s.Serve(l); !errors.Is(err, http.ErrServerClosed) {
+		stop()
 		return err
 	}
+	<-ended
 	return nil
 }
 

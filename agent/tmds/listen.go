@@ -6,6 +6,8 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"log/slog"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
@@ -36,30 +38,64 @@ const (
 )
 
 // listen opens the endpoint's socket inside the namespace at path and makes the
-// well-known address lead there.
-func listen(path string) (l net.Listener, err error) {
+// well-known address lead there. A socket that was kept there from an agent before this one
+// is taken again; one of another namespace is closed. It reports whether it was kept.
+func listen(path string, old net.Listener) (l net.Listener, kept bool, err error) {
 	ns, err := eni.OpenNamespace(path)
 	if err != nil {
-		return nil, err
+		return nil, false, err
 	}
 	defer func() { err = errors.Join(err, ns.Close()) }()
 	if err := address(ns); err != nil {
-		return nil, fmt.Errorf("address of the metadata endpoint: %w", err)
+		return nil, false, fmt.Errorf("address of the metadata endpoint: %w", err)
 	}
-	err = ns.Do(func() error {
-		l, err = listenHere(listenPort)
-		if errors.Is(err, unix.EADDRINUSE) {
-			l, err = listenHere(0)
+	if old != nil {
+		if kept, err = listensIn(ns, old); err != nil || !kept {
+			err = errors.Join(err, old.Close())
 		}
-		return err
-	})
+		if err != nil {
+			return nil, false, fmt.Errorf("kept socket of the metadata endpoint: %w", err)
+		}
+	}
+	if l = old; !kept {
+		err = ns.Do(func() error {
+			l, err = listenHere(listenPort)
+			if errors.Is(err, unix.EADDRINUSE) {
+				l, err = listenHere(0)
+			}
+			return err
+		})
+	}
 	if err != nil {
-		return nil, fmt.Errorf("listen for metadata requests: %w", err)
+		return nil, false, fmt.Errorf("listen for metadata requests: %w", err)
 	}
 	if err := rewrite(ns, uint16(l.Addr().(*net.TCPAddr).Port)); err != nil {
-		return nil, errors.Join(fmt.Errorf("nftables in the task's network: %w", err), l.Close())
+		return nil, false, errors.Join(fmt.Errorf("nftables in the task's network: %w", err), l.Close())
 	}
-	return l, nil
+	return l, kept, nil
+}
+
+// listensIn reports whether a listener is one of listenHere in that namespace. A path may
+// lead to another namespace than when the socket was made.
+func listensIn(ns *eni.Namespace, l net.Listener) (bool, error) {
+	tcp, ok := l.(*net.TCPListener)
+	if !ok || tcp.Addr().(*net.TCPAddr).IP.String() != wellKnown {
+		return false, nil
+	}
+	raw, err := tcp.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	var of, here unix.Stat_t
+	var inner error
+	err = raw.Control(func(fd uintptr) {
+		var own int
+		if own, inner = unix.IoctlRetInt(int(fd), unix.SIOCGSKNS); inner == nil {
+			inner = errors.Join(unix.Fstat(own, &of), unix.Close(own))
+		}
+	})
+	err = errors.Join(err, inner, unix.Fstat(ns.Fd(), &here))
+	return err == nil && of.Ino == here.Ino && of.Dev == here.Dev, err
 }
 
 // listenHere listens in the namespace of the calling thread.
@@ -156,6 +192,8 @@ func translate(addr, at uint32, from, to uint16) []expr.Any {
 // hostListener is the listener for tasks in the host's network, at one address or, where that
 // was taken, at another for the tasks that came then.
 type hostListener struct {
+	kept Kept
+	log  *slog.Logger
 	mu   sync.Mutex
 	at   string // where new tasks are sent
 	http map[string]*http.Server
@@ -173,7 +211,11 @@ func (h *hostListener) open(addr, preferred string, server func() *http.Server) 
 	if h.http[addr] != nil {
 		return addr, nil
 	}
-	l, err := net.Listen("tcp4", addr)
+	l, kept := h.kept.Take(hostKey(addr))
+	var err error
+	if !kept {
+		l, err = net.Listen("tcp4", addr)
+	}
 	if !fixed && errors.Is(err, unix.EADDRINUSE) {
 		l, err = net.Listen("tcp4", "127.0.0.1:0")
 	}
@@ -181,6 +223,11 @@ func (h *hostListener) open(addr, preferred string, server func() *http.Server) 
 		return "", fmt.Errorf("metadata endpoint of tasks in the host's network: %w", err)
 	}
 	addr = l.Addr().String()
+	if !kept {
+		if err := h.kept.Keep(hostKey(addr), l); err != nil {
+			h.log.Warn("the metadata endpoint of tasks in the host's network will be closed while the agent is restarted", "err", err)
+		}
+	}
 	s := server()
 	if h.http == nil {
 		h.http = make(map[string]*http.Server)
@@ -193,11 +240,11 @@ func (h *hostListener) open(addr, preferred string, server func() *http.Server) 
 	return addr, nil
 }
 
-func (h *hostListener) close() {
+// close returns the servers, which the caller ends.
+func (h *hostListener) close() []*http.Server {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	for _, s := range h.http {
-		s.Close() //nolint:errcheck // nobody is left to tell
-	}
+	servers := slices.Collect(maps.Values(h.http))
 	h.http = nil
+	return servers
 }

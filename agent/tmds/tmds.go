@@ -19,13 +19,17 @@
 // # Life
 //
 // An endpoint is a resource of its task (task.KindEndpoint), named as the network that it
-// serves. It lives in the agent. A new agent opens the endpoints again with Adopt as soon
-// as it has read its state, before it has reached the cluster or containerd.
+// serves. It lives in the agent; its socket is kept by the service manager as well (package
+// fdstore), so that who asks while no agent runs waits for the next. A new agent takes the
+// sockets up with Adopt, or opens others, as soon as it has read its state, before it has
+// reached the cluster or containerd. What was kept for tasks that it does not know is
+// dropped then.
 package tmds
 
 import (
 	"context"
 	"log/slog"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -64,6 +68,25 @@ type Cluster interface {
 	Protection(ctx context.Context, c creds.Credentials, taskARN string, set *tmds.ProtectionRequest) (*tmds.ProtectionResponse, error)
 }
 
+// Kept keeps listeners while no agent runs.
+type Kept interface {
+	// Take returns the listener that an agent before this one gave to be kept.
+	Take(key string) (net.Listener, bool)
+	Keep(key string, l net.Listener) error
+	// Drop ends what Keep began, whether it was taken or not.
+	Drop(key string) error
+	// Retain drops all that was not taken, except under these keys.
+	Retain(keys []string) (dropped int, err error)
+}
+
+// unkept keeps nothing.
+type unkept struct{}
+
+func (unkept) Take(string) (net.Listener, bool) { return nil, false }
+func (unkept) Keep(string, net.Listener) error  { return nil }
+func (unkept) Drop(string) error                { return nil }
+func (unkept) Retain([]string) (int, error)     { return 0, nil }
+
 // Instance is who the agent is for the cluster; its members are empty before it has
 // registered.
 type Instance struct{ Cluster, ARN, Zone string }
@@ -87,6 +110,7 @@ type Config struct {
 	HostAddress string
 	Files       *Files // metadata files; nil if there are none (ECS_ENABLE_CONTAINER_METADATA)
 	Audit       *Audit // nil if nothing is recorded
+	Kept        Kept   // nil keeps no listener
 	Log         *slog.Logger
 }
 
@@ -97,6 +121,7 @@ const DefaultHostAddress = "127.0.0.1:51679"
 const (
 	ioTimeout   = 5 * time.Second // read and write (agent protocol, "Server")
 	callTimeout = 4 * time.Second // calls of the ECS API for an answer
+	endTimeout  = 3 * time.Second // for the answers that are on their way when the agent ends
 	maxHeaders  = 16 << 10        // bytes
 	maxBody     = 64 << 10        // bytes
 	maxConns    = 256             // open connections of one listener
@@ -130,22 +155,42 @@ func New(c Config) *Server {
 	if c.HostAddress == "" {
 		c.HostAddress = DefaultHostAddress
 	}
+	if c.Kept == nil {
+		c.Kept = unkept{}
+	}
 	return &Server{
-		c: c, log: c.Log, host: &hostListener{},
+		c: c, log: c.Log, host: &hostListener{kept: c.Kept, log: c.Log},
 		endpoints: make(map[string]*endpoint), ids: make(map[string]subject), tasks: make(map[string]*guest),
 	}
 }
 
-// Close closes all listeners. Tasks find them closed until an agent opens them again.
+// Close closes all listeners, after what was asked has been answered. Tasks find them
+// closed until an agent opens them again, or wait if they are kept.
 func (s *Server) Close() {
 	s.mu.Lock()
-	defer s.mu.Unlock()
 	s.closed = true
+	servers := s.host.close()
 	for key, e := range s.endpoints {
-		e.close()
+		if e.http != nil {
+			servers = append(servers, e.http)
+		}
 		delete(s.endpoints, key)
 	}
-	s.host.close()
+	s.mu.Unlock()
+	ctx, cancel := context.WithTimeout(context.Background(), endTimeout)
+	defer cancel()
+	var wg sync.WaitGroup
+	for _, h := range servers {
+		wg.Go(func() { end(ctx, h) })
+	}
+	wg.Wait()
+}
+
+// end ends a server, giving it until ctx ends to answer what it was asked.
+func end(ctx context.Context, h *http.Server) {
+	if h.Shutdown(ctx) != nil {
+		h.Close() //nolint:errcheck // nobody is left to tell
+	}
 }
 
 // server is an HTTP server with the limits of this package.

@@ -40,6 +40,7 @@ var imports = []struct {
 	{"agent/fail/...", []string{"agent/fail"}},
 	{"agent/health", nil},
 	{"agent/socket", nil},
+	{"agent/fdstore", nil},
 	{"agent/config", []string{"agent/task"}},
 	{"agent/plan", []string{"agent/task"}},
 	{"agent/spec", []string{"agent/task"}},

@@ -73,7 +73,7 @@ func TestMachines(t *testing.T) {
 		run  func(*two)
 	}{
 		{"cluster", (*two).cluster}, {"join", (*two).join}, {"ready only when all is taken up", (*two).ready}, {"tasks on both", (*two).both},
-		{"watchdog", (*two).watchdog}, {"journal", (*two).journal}, {"upgrade and back", (*two).upgrade}, {"uninstall", (*two).uninstall},
+		{"watchdog", (*two).watchdog}, {"journal", (*two).journal}, {"upgrade and back", (*two).upgrade}, {"sockets are kept", (*two).kept}, {"uninstall", (*two).uninstall},
 		{"bake", (*two).bake}, {"shutdown drains", (*two).shutdown}, {"purge", (*two).purge},
 	} {
 		start := time.Now()
