@@ -16,8 +16,10 @@ import (
 // asks is a program that asks its metadata endpoint all the time, each time with a new
 // connection, and prints what comes of it.
 const asks = `trap 'exit 0' TERM
+path=${ECS_CONTAINER_METADATA_URI_V4#http://169.254.170.2}
 while :; do
-  if out=$(wget -q -T 120 -O - "$ECS_CONTAINER_METADATA_URI_V4" 2>&1); then echo answered; else echo "failed: $out"; fi
+  out=$(printf 'GET %s HTTP/1.0\r\nHost: 169.254.170.2\r\n\r\n' "$path" | nc 169.254.170.2 80 2>&1 | head -n 1)
+  case $out in *' 200 '*) echo answered ;; *) echo "failed: $out" ;; esac
   sleep 0.1 & wait $!
 done`
 
@@ -99,7 +101,7 @@ func (s *two) answered(arn string, least int) (n int, failed []string) {
 			}
 		}
 		if n < least {
-			return fmt.Errorf("%d of %d; failed: %q", n, least, failed)
+			return fmt.Errorf("%d of %d; failed %d times: %.200q", n, least, len(failed), failed)
 		}
 		return nil
 	})
