@@ -115,6 +115,7 @@ var version2 = []file{
 type Group struct {
 	files   []open
 	kept    Sample // what the files say that are not read each time
+	whole   bool   // the first file has all that is known of the CPU (version 2)
 	skipped int
 	rested  int // readings since the group's processes ran; -1 before the first
 }
@@ -136,7 +137,7 @@ func (h Hierarchies) Open(cgroup string, buf []byte) (*Group, error) {
 	if h.Unified != "" {
 		list = version2
 	}
-	g := &Group{skipped: -1, rested: -1}
+	g := &Group{skipped: -1, rested: -1, whole: h.Unified != ""}
 	for _, f := range list {
 		mount := h.Unified
 		if f.controller != "" {
@@ -184,9 +185,12 @@ func (g *Group) Read(s *Sample, buf []byte) error {
 	for i, f := range g.files {
 		if i == 1 && s.Has&HasCPU != 0 && s.CPU.Usage == g.kept.CPU.Usage && g.rested >= 0 && g.rested < restAtLeast-1 {
 			g.rested++
-			at, mono := s.At, s.Mono
+			at, mono, cpu := s.At, s.Mono, s.CPU
 			*s = g.kept
 			s.At, s.Mono = at, mono
+			if g.whole {
+				s.CPU = cpu // it may have been throttled all the time
+			}
 			return nil
 		}
 		if f.onUse {

@@ -282,6 +282,28 @@ func TestGroupAtRest(t *testing.T) {
 	}
 }
 
+// TestGroupThatMayNotRun has a group that is throttled all the time, which is all that its
+// CPU file tells.
+func TestGroupThatMayNotRun(t *testing.T) {
+	const text = "usage_usec 9\nnr_periods %d\nnr_throttled %d\nthrottled_usec %d\n"
+	root := tree(t, map[string]string{"c/cpu.stat": fmt.Sprintf(text, 1, 1, 100), "c/memory.current": "1\n", "c/memory.stat": "inactive_file 0\n"})
+	g, err := Hierarchies{Unified: root}.Open("c", make([]byte, bufferSize))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer g.Close()
+	for i := range uint64(2 * restAtLeast) {
+		overwrite(t, filepath.Join(root, "c/cpu.stat"), fmt.Sprintf(text, i, i, 100*i))
+		var s Sample
+		if err := g.Read(&s, make([]byte, bufferSize)); err != nil {
+			t.Fatal(err)
+		}
+		if want := (CPU{Usage: 9000, Periods: i, Throttled: i, ThrottledTime: 100_000 * i}); s.CPU != want {
+			t.Errorf("reading %d: %+v, want %+v", i, s.CPU, want)
+		}
+	}
+}
+
 // overwrite changes a file that is open elsewhere.
 func overwrite(t *testing.T, path, text string) {
 	t.Helper()

@@ -8,6 +8,8 @@
 package tcs
 
 import (
+	"bytes"
+	"compress/flate"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -15,7 +17,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/http"
 	"net/url"
 	"sync"
@@ -55,10 +59,11 @@ type Config struct {
 	NoHealth      bool          // ECS_DISABLE_DOCKER_HEALTH_CHECK
 	NoMetrics     bool          // ECS_DISABLE_METRICS
 	Interval      time.Duration // between two publishings; 0 means 20 s (agent protocol, TCS cadence)
-	Buffer        int           // bytes of requests that wait at most; 0 means 16 MiB
+	Buffer        int           // bytes of requests that wait at most, compressed; 0 means 16 MiB
 	Timing        session.Timing
 	TLS           *tls.Config
 	Proxy         func(*http.Request) (*url.URL, error)
+	DialContext   func(ctx context.Context, network, addr string) (net.Conn, error) // nil dials as usual
 	Log           *slog.Logger
 	ObserveDialed func(connected bool)
 }
@@ -87,8 +92,33 @@ type Client struct {
 
 // request is one request that waits for its acknowledgement.
 type request struct {
-	ack   string // the name of its acknowledgement
-	frame []byte
+	ack    string // the name of its acknowledgement
+	frame  []byte
+	packed bool // frame is compressed
+}
+
+// pack compresses the frame, to less than a tenth.
+func (r *request) pack() error {
+	var b bytes.Buffer
+	w, err := flate.NewWriter(&b, flate.BestSpeed)
+	if err == nil {
+		_, err = w.Write(r.frame)
+	}
+	if err == nil {
+		err = w.Close()
+	}
+	if err == nil {
+		r.frame, r.packed = bytes.Clone(b.Bytes()), true
+	}
+	return err
+}
+
+// plain is the frame as it is sent.
+func (r *request) plain() ([]byte, error) {
+	if !r.packed {
+		return r.frame, nil
+	}
+	return io.ReadAll(flate.NewReader(bytes.NewReader(r.frame)))
 }
 
 // New makes a client. It does nothing until Run.
@@ -111,7 +141,7 @@ func New(c Config) (*Client, error) {
 	cl.s, err = session.New(session.Config{
 		Service: "TCS", Endpoint: c.Endpoint, Query: cl.query, Credentials: c.Credentials, Region: c.Region, UserAgent: c.UserAgent,
 		MaxFrame: wire.MaxFrame, Frame: cl.frame, Opened: cl.opened, Refusal: refusal, Observe: cl.observe,
-		TLS: c.TLS, Proxy: c.Proxy, Timing: c.Timing, Log: c.Log,
+		TLS: c.TLS, Proxy: c.Proxy, DialContext: c.DialContext, Timing: c.Timing, Log: c.Log,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("tcs: %w", err)
@@ -183,6 +213,7 @@ func (cl *Client) publish(ctx context.Context) {
 
 // collect makes the requests of one cycle.
 func (cl *Client) collect(now time.Time) {
+	cl.pack()
 	at := wire.Time{Time: now}
 	var reqs []wire.Message
 	if !cl.c.NoMetrics {
@@ -203,7 +234,25 @@ func (cl *Client) collect(now time.Time) {
 			cl.noise.Do(func() { cl.c.Log.Error("telemetry cannot be encoded", "type", m.TypeName(), "err", err) })
 			continue
 		}
-		cl.enqueue(request{ackOf(m), frame})
+		cl.enqueue(request{ack: ackOf(m), frame: frame})
+	}
+}
+
+// pack compresses what could not be sent since the last cycle.
+func (cl *Client) pack() {
+	cl.mu.Lock()
+	defer cl.mu.Unlock()
+	for i := cl.sent; i < len(cl.waiting); i++ {
+		r := &cl.waiting[i]
+		if r.packed {
+			continue
+		}
+		size := len(r.frame)
+		if err := r.pack(); err != nil {
+			cl.noise.Do(func() { cl.c.Log.Error("telemetry that waits was not compressed", "err", err) })
+			return
+		}
+		cl.bytes += len(r.frame) - size
 	}
 }
 
@@ -319,7 +368,7 @@ func (cl *Client) opened(ctx context.Context, s *session.Session) {
 	}
 	cl.mu.Unlock()
 	for {
-		frame, ok := cl.next()
+		r, ok := cl.next()
 		if !ok {
 			select {
 			case <-cl.news:
@@ -328,7 +377,11 @@ func (cl *Client) opened(ctx context.Context, s *session.Session) {
 				return
 			}
 		}
-		if err := cl.send(ctx, s, frame); err != nil {
+		frame, err := r.plain()
+		if err == nil {
+			err = cl.send(ctx, s, frame)
+		}
+		if err != nil {
 			if ctx.Err() == nil {
 				cl.noise.Do(func() { cl.c.Log.Warn("telemetry was not sent", "err", err) })
 				s.Fail(err)
@@ -338,15 +391,15 @@ func (cl *Client) opened(ctx context.Context, s *session.Session) {
 	}
 }
 
-// next is the frame to send now: the first that is not on its way, unless too many are.
-func (cl *Client) next() ([]byte, bool) {
+// next is the request to send now: the first that is not on its way, unless too many are.
+func (cl *Client) next() (request, bool) {
 	cl.mu.Lock()
 	defer cl.mu.Unlock()
 	if cl.sent >= len(cl.waiting) || cl.sent >= unacked {
-		return nil, false
+		return request{}, false
 	}
 	cl.sent++
-	return cl.waiting[cl.sent-1].frame, true
+	return cl.waiting[cl.sent-1], true
 }
 
 // send signs a frame and sends it.

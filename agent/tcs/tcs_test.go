@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -231,5 +232,69 @@ func TestBufferIsBounded(t *testing.T) {
 	waiting, dropped := cl.Waiting()
 	if cl.bytes > 10_000 || waiting+dropped != 100 || waiting < 5 {
 		t.Errorf("%d bytes, %d requests wait, %d dropped", cl.bytes, waiting, dropped)
+	}
+}
+
+// full is a source of many containers whose numbers are not alike.
+type full struct {
+	source
+	containers int
+}
+
+func (f *full) Metrics() ([]wire.TaskMetric, bool) {
+	var out []wire.TaskMetric
+	long := func() *wire.LongSet {
+		v := rand.Uint64N(1 << 40)
+		return wire.NewLongSet(v, v+rand.Uint64N(1<<20), 20*v, 20)
+	}
+	set := func() *wire.Set {
+		v := rand.Float64() * 100
+		return &wire.Set{Min: v / 2, Max: v, Sum: 20 * v / 3, SampleCount: 20}
+	}
+	for i := range f.containers {
+		none := wire.NewLongSet(0, 0, 0, 20)
+		out = append(out, wire.TaskMetric{
+			TaskARN: fmt.Sprintf("arn:aws:ecs:us-east-1:000000000000:task/default/%032x", i*7919), TaskDefinitionFamily: "family", TaskDefinitionVersion: "7",
+			ContainerMetrics: []wire.ContainerMetric{{
+				ContainerName: "main", CPU: set(), Memory: set(), Storage: &wire.Storage{ReadSizeBytes: long(), WriteSizeBytes: long()},
+				Network: &wire.Network{
+					RxBytes: long(), RxPackets: long(), RxErrors: none, RxDropped: none, RxBytesPerSecond: set(),
+					TxBytes: long(), TxPackets: long(), TxErrors: none, TxDropped: none, TxBytesPerSecond: set(),
+				},
+			}},
+		})
+	}
+	return out, false
+}
+
+// What 500 containers used in ten minutes, and more, waits in the buffer, even if none of
+// their numbers are alike.
+func TestBufferHoldsAnOutageOfAFullHost(t *testing.T) {
+	cl, err := New(Config{
+		Endpoint: func(context.Context) (string, error) { return "", nil }, Region: "r", Source: &full{containers: 500}, Log: slog.New(slog.DiscardHandler),
+		Credentials: aws.AnonymousCredentials{},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	const cycles = 5
+	for range cycles {
+		cl.collect(time.Now())
+	}
+	cl.pack()
+	each := cl.bytes / cycles
+	lasts := time.Duration(buffer/each) * interval
+	t.Logf("a cycle of 500 containers takes %d KiB; the buffer lasts %v", each>>10, lasts)
+	if lasts < 20*time.Minute {
+		t.Errorf("the buffer lasts %v", lasts)
+	}
+	for i := range cl.waiting {
+		frame, err := cl.waiting[i].plain()
+		if err != nil {
+			t.Fatal(err)
+		}
+		if m, err := wire.Decode(frame); err != nil || len(m.(*wire.PublishMetricsRequest).TaskMetrics) != wire.MaxTasks {
+			t.Fatalf("request %d is %T (%v)", i, m, err)
+		}
 	}
 }

@@ -98,6 +98,22 @@ func (s *Store) read(tx *bbolt.Tx, r Resolution, k Kind, wanted map[string][]int
 	})
 }
 
+// At returns the rows of one minute with certain names, by these.
+func (s *Store) At(k Kind, minute time.Time, names map[string]bool) (map[string]Row, error) {
+	out := make(map[string]Row)
+	minute = minute.Truncate(time.Minute)
+	err := s.db.View(func(tx *bbolt.Tx) error {
+		return s.eachFrame(tx, Minute, k, minute, minute.Add(time.Minute), func(_ time.Time, g *segment, frame []byte) error {
+			return eachRow(frame, func(id uint32) bool { return names[g.name(id)] }, func(id uint32, values []Value) {
+				if name := g.name(id); names[name] {
+					out[name] = Row{Name: name, Values: slices.Clone(values)}
+				}
+			})
+		})
+	})
+	return out, err
+}
+
 // Names are those of the rows of a kind that there are after a time, sorted, at most limit.
 func (s *Store) Names(k Kind, since time.Time, limit int) ([]string, error) {
 	seen := make(map[string]bool)

@@ -17,6 +17,9 @@ func (k *Keeper) Receiver(r Records) func(ctx context.Context, instanceARN strin
 	return func(ctx context.Context, instanceARN string, m tcs.Message) error {
 		switch m := m.(type) {
 		case *tcs.PublishMetricsRequest:
+			if err := k.waitForRoom(ctx, m.Timestamp.Time); err != nil {
+				return err
+			}
 			k.Take(instanceARN, m)
 			return nil
 		case *tcs.PublishHealthRequest:

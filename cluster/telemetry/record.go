@@ -34,7 +34,8 @@ type Recorder struct {
 	records *store.Store
 	series  *series.Store
 	log     *slog.Logger
-	last    time.Time // begin of the newest minute that was entered
+	last    time.Time             // begin of the newest minute that was entered
+	late    map[int64][]minuteUse // by minute, what came late and is to be entered
 	swept   time.Time
 }
 
@@ -54,13 +55,23 @@ func (r *Recorder) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-ctx.Done():
-			return errors.Join(ctx.Err(), r.save(r.keeper.now()))
+			return errors.Join(ctx.Err(), r.end())
 		case <-t.C:
 		}
 		if err := r.Record(); err != nil {
 			r.log.Error("telemetry was not recorded", "err", err)
 		}
 	}
+}
+
+// end records what would be lost.
+func (r *Recorder) end() error {
+	now := r.keeper.now()
+	err := r.save(now)
+	for range 2 { // the first time may leave the last minutes
+		err = errors.Join(err, r.enterLate(now.Add(-settle).Truncate(time.Minute)))
+	}
+	return err
 }
 
 // Record saves the points that are new, and then enters the minutes that have any. In
@@ -84,6 +95,9 @@ func (r *Recorder) Record() error {
 		if m.After(r.last) {
 			r.last = m
 		}
+	}
+	if err := r.enterLate(newest.Add(time.Minute)); err != nil {
+		return err
 	}
 	if now.Sub(r.swept) < sweepEvery {
 		return nil
@@ -124,8 +138,9 @@ func minuteOf(t time.Time) int64 {
 	return (t.UnixNano() - 1) / int64(time.Minute)
 }
 
-// takeDirty is the minutes with new points up to newest, the oldest first. Those before
-// oldest are forgotten.
+// takeDirty is the minutes with new points up to newest, the oldest first. The points of
+// those before oldest, of which there are some after a time in which nothing was recorded,
+// are late.
 func (k *Keeper) takeDirty(newest, oldest time.Time) []time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -138,6 +153,14 @@ func (k *Keeper) takeDirty(newest, oldest time.Time) []time.Time {
 		delete(k.dirty, n)
 		if !at.Before(oldest) {
 			out = append(out, at)
+			continue
+		}
+		for _, c := range k.containers {
+			for _, p := range c.points {
+				if minuteOf(p.At) == n {
+					k.putLate(c, p)
+				}
+			}
 		}
 	}
 	slices.SortFunc(out, time.Time.Compare)
@@ -175,7 +198,7 @@ func (k *Keeper) restore(list []saved) {
 	for i := range list {
 		s := &list[i]
 		for _, p := range s.Points {
-			if p.At.Before(now.Add(-2*horizon)) || p.At.After(now.Add(future)) {
+			if p.At.Before(now.Add(-lateLimit)) || p.At.After(now.Add(future)) {
 				continue
 			}
 			k.enter(key{s.Task, s.Container}, s.Instance, s.Family, p.At, p)

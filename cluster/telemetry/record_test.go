@@ -224,3 +224,90 @@ func TestRestart(t *testing.T) {
 		t.Error(diff)
 	}
 }
+
+// What comes after the points of its time are gone is added to what is there, in whatever
+// pieces it comes, and once. Of two agents one was cut off for two hours, and the cluster
+// itself did not run for one of them.
+func TestLateForHours(t *testing.T) {
+	r := newRig(t)
+	begin := r.now
+	var kept [2][]time.Time
+	both := func() { r.publish(0, r.now, 25); r.publish(1, r.now, 25) }
+	r.pass(2*time.Minute, both)
+	r.pass(time.Hour, func() { r.publish(0, r.now, 25); kept[1] = append(kept[1], r.now) })
+	for end := r.now.Add(time.Hour); r.now.Before(end); {
+		r.now = r.now.Add(20 * time.Second)
+		kept[0], kept[1] = append(kept[0], r.now), append(kept[1], r.now)
+	}
+	if err := r.series.Close(); err != nil {
+		t.Fatal(err)
+	}
+	r.open()
+	late := func(n, count int) {
+		for _, at := range kept[n][:min(count, len(kept[n]))] {
+			r.publish(n, at, 25)
+		}
+		kept[n] = kept[n][min(count, len(kept[n])):]
+	}
+	r.pass(time.Minute, func() { both(); late(0, 77); late(1, 50) }) // in the middle of minutes
+	again := kept[1][:10]
+	r.pass(5*time.Minute, func() { both(); late(0, 1000); late(1, 55) })
+	kept[1] = again // as of a request that was not acknowledged
+	r.pass(3*time.Minute, func() { both(); late(1, 4) })
+	end := begin.Add(2*time.Hour + 9*time.Minute)
+	for _, c := range []struct {
+		kind   series.Kind
+		name   string
+		metric series.Metric
+		want   series.Set
+	}{
+		{series.Container, "lab/0/web", series.CPUUtilized, series.Set{Min: 512, Max: 512, Sum: 3 * 512, Count: 3}},
+		{series.Container, "lab/1/web", series.CPUUtilized, series.Set{Min: 512, Max: 512, Sum: 3 * 512, Count: 3}},
+		{series.Task, "lab/1", series.MemoryUtilization, series.One(50)},
+		{series.Task, "lab/1", series.StorageUtilized, series.One(2 << 20)},
+		{series.Instance, "lab/1", series.CPUUtilization, series.One(25)},
+		{series.Instance, "lab/1", series.RunningTasks, series.One(1)},
+		{series.Instance, "lab/1", series.MemoryReservation, series.One(25)},
+		{series.Service, "lab/web", series.CPUUtilized, series.One(1024)},
+		{series.Service, "lab/web", series.CPUUtilization, series.Set{Min: 100, Max: 100, Sum: 200, Count: 2}},
+		{series.Service, "lab/web", series.VolumeUtilized, series.Set{Min: 75, Max: 75, Sum: 150, Count: 2}},
+		{series.Cluster, "lab", series.CPUUtilized, series.One(1024)},
+		{series.Cluster, "lab", series.MemoryUtilization, series.One(12.5)},
+	} {
+		if diff := cmp.Diff(same(129, c.want), r.read(c.kind, c.name, c.metric, begin, end)); diff != "" {
+			t.Errorf("%s %s, metric %d: %s", c.kind, c.name, c.metric, diff)
+		}
+	}
+	if r.keeper.late != 0 || len(r.records.late) != 0 {
+		t.Errorf("%d points and %d minutes are not entered", r.keeper.late, len(r.records.late))
+	}
+}
+
+// Late points are bounded: who has more waits until there is room.
+func TestLatePointsAreBounded(t *testing.T) {
+	r := newRig(t)
+	r.keeper.late = maxLate
+	receive := r.keeper.Receiver(nil)
+	request := &tcs.PublishMetricsRequest{Timestamp: tcs.Time{Time: r.now.Add(-time.Hour)}}
+	done := make(chan error, 1)
+	go func() { done <- receive(context.Background(), instanceARN(0), request) }()
+	fresh := &tcs.PublishMetricsRequest{Timestamp: tcs.Time{Time: r.now}}
+	if err := receive(context.Background(), instanceARN(1), fresh); err != nil {
+		t.Errorf("what is not late: %v", err)
+	}
+	r.keeper.mu.Lock()
+	r.keeper.late = 0
+	r.keeper.mu.Unlock()
+	if err := r.records.Record(); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	r.keeper.late = maxLate
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	if err := receive(ctx, instanceARN(0), request); err == nil {
+		t.Error("it did not wait for room")
+	}
+}

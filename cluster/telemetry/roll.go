@@ -58,18 +58,9 @@ func (k *Keeper) uses(minute time.Time) []minuteUse {
 // roll makes the rows of a minute. counts says that the minute is the last one, so that
 // what the records say now is true of it.
 func (r *Recorder) roll(minute time.Time, counts bool) *series.Rows {
-	s := &sheet{index: map[string]int{}, hosts: map[string]amount{}, clusters: map[string]amount{}}
+	s := newSheet()
 	r.records.View(func(reader store.Reader) {
-		store.Scan(reader, store.Instances, "", func(_ string, i *store.Instance) bool {
-			if aws.ToString(i.Instance.Status) != "INACTIVE" {
-				has := registered(i.Instance.RegisteredResources)
-				s.hosts[i.ClusterName+"/"+i.ID] = has
-				sum := s.clusters[i.ClusterName]
-				sum.add(has)
-				s.clusters[i.ClusterName] = sum
-			}
-			return true
-		})
+		s.registered(reader)
 		for _, u := range r.keeper.uses(minute) {
 			s.container(reader, &u)
 		}
@@ -91,15 +82,35 @@ type sheet struct {
 	hosts, clusters map[string]amount
 }
 
+func newSheet() *sheet {
+	return &sheet{index: map[string]int{}, hosts: map[string]amount{}, clusters: map[string]amount{}}
+}
+
+// registered reads what instances and clusters have.
+func (s *sheet) registered(r store.Reader) {
+	store.Scan(r, store.Instances, "", func(_ string, i *store.Instance) bool {
+		if aws.ToString(i.Instance.Status) != "INACTIVE" {
+			has := registered(i.Instance.RegisteredResources)
+			s.hosts[i.ClusterName+"/"+i.ID] = has
+			sum := s.clusters[i.ClusterName]
+			sum.add(has)
+			s.clusters[i.ClusterName] = sum
+		}
+		return true
+	})
+}
+
 // taskInfo is what the records say of a task.
 type taskInfo struct {
 	cluster, service, instance string
 	reserved                   amount
 }
 
+func indexOf(k series.Kind, name string) string { return string(rune('0'+k)) + name }
+
 // row is the row with a name, which is made.
 func (s *sheet) row(k series.Kind, name string) (*series.Row, bool) {
-	id := string(rune('0'+k)) + name
+	id := indexOf(k, name)
 	i, known := s.index[id]
 	if !known {
 		i = len(s.rows[k])

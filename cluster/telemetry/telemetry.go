@@ -67,6 +67,8 @@ type Keeper struct {
 	mu         sync.Mutex
 	containers map[key]*kept
 	dirty      map[int64]bool // minutes, by their number since 1970, with points that no series has
+	late       int            // points that came late and are not entered yet
+	relief     chan struct{}  // closed when these are taken
 }
 
 type key struct{ task, container string }
@@ -77,6 +79,7 @@ type kept struct {
 	points           []Point // sorted by time, at most Points
 	fresh            []Point // of them, those that are not on disk, in the order of their arrival
 	heard            time.Time
+	late             backlog
 }
 
 // New makes a keeper. now is the clock; nil means the system's.
@@ -84,7 +87,7 @@ func New(now func() time.Time) *Keeper {
 	if now == nil {
 		now = time.Now
 	}
-	return &Keeper{now: now, containers: make(map[key]*kept), dirty: make(map[int64]bool)}
+	return &Keeper{now: now, containers: make(map[key]*kept), dirty: make(map[int64]bool), relief: make(chan struct{})}
 }
 
 // Take enters a request of an agent.
@@ -165,6 +168,9 @@ func (k *Keeper) enter(id key, instance, family string, now time.Time, p Point) 
 		k.containers[id] = c
 	}
 	c.heard = now
+	if k.enterLate(c, now, p) {
+		return
+	}
 	i, found := slices.BinarySearchFunc(c.points, p.At, func(q Point, at time.Time) int { return q.At.Compare(at) })
 	if found {
 		return // it came twice
@@ -197,7 +203,7 @@ func (k *Keeper) forgetOldest() {
 	}
 	slices.SortFunc(all, func(a, b entry) int { return a.heard.Compare(b.heard) })
 	for _, e := range all[:len(all)/16+1] {
-		delete(k.containers, e.id)
+		k.forget(e.id)
 	}
 }
 
@@ -207,10 +213,15 @@ func (k *Keeper) Sweep() {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	for id, c := range k.containers {
-		if c.heard.Before(limit) {
-			delete(k.containers, id)
+		if c.heard.Before(limit) && len(c.late.points) == 0 {
+			k.forget(id)
 		}
 	}
+}
+
+func (k *Keeper) forget(id key) {
+	k.late -= len(k.containers[id].late.points)
+	delete(k.containers, id)
 }
 
 // Containers returns what is kept of the containers of one cluster's tasks, sorted by
