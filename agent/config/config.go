@@ -238,6 +238,7 @@ type Berth struct {
 	SeccompDir       string
 	CDIDirs          []string
 	GPUKind          string   // VENDOR/CLASS
+	NvidiaSMI        string   // program, or off
 	Runtimes         []string // NAME=SHIM or NAME=/PATH
 }
 

@@ -35,7 +35,12 @@ func (a *agent) startTelemetry(ctx context.Context, g *errgroup.Group) error {
 	if a.c.Metadata.PollMetrics {
 		interval = a.c.Metadata.PollInterval
 	}
+	var gpus *stats.GPUs
+	if program := a.c.Berth.NvidiaSMI; len(a.facts.GPUs) > 0 && program != "off" {
+		gpus = stats.NewGPUs(program, interval, a.log)
+	}
 	a.telemetry = telemetry.New(telemetry.Config{
+		GPUs:  gpus,
 		Views: a.views, Hierarchies: hierarchies, Interval: interval, CheckRuntime: a.host.client.Ping, Log: a.log,
 		Storage: func(t *task.Task) (*wire.EphemeralStorage, []wire.VolumeMetric) { return a.storageUse(ctx, t) },
 	})

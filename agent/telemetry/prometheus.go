@@ -1,6 +1,9 @@
 package telemetry
 
 import (
+	"math"
+	"slices"
+
 	"github.com/prometheus/client_golang/prometheus"
 
 	"berth.dev/berth/agent/task"
@@ -65,12 +68,33 @@ var metrics = []metric{
 	counter("pressure_io_waiting_seconds", "Time for which processes waited for block devices (cgroup version 2).", stats.HasPressure, func(s *stats.Sample) float64 { return float64(s.Pressure.IOSome) * micro }),
 }
 
+// gpuMetrics are of each GPU that a container has. None has two containers, so that its
+// numbers are the container's.
+var gpuMetrics = []struct {
+	desc  *prometheus.Desc
+	value func(*stats.GPU) float64
+}{
+	{gpuDesc("utilization_ratio", "Part of the time in which the GPU computed."), func(g *stats.GPU) float64 { return g.Utilization }},
+	{gpuDesc("memory_busy_ratio", "Part of the time in which the GPU's memory was read or written."), func(g *stats.GPU) float64 { return g.MemoryBusy }},
+	{gpuDesc("memory_used_bytes", "Memory of the GPU in use."), func(g *stats.GPU) float64 { return g.MemoryUsed }},
+	{gpuDesc("memory_size_bytes", "Memory of the GPU."), func(g *stats.GPU) float64 { return g.MemoryTotal }},
+	{gpuDesc("temperature_celsius", "Temperature of the GPU."), func(g *stats.GPU) float64 { return g.Temperature }},
+	{gpuDesc("power_watts", "Power that the GPU draws."), func(g *stats.GPU) float64 { return g.Power }},
+}
+
+func gpuDesc(name, help string) *prometheus.Desc {
+	return prometheus.NewDesc("berth_container_gpu_"+name, help, append(slices.Clone(labels), "gpu"), nil)
+}
+
 var restartsDesc = prometheus.NewDesc("berth_container_restarts_total", "Restarts by the restart policy.", labels, nil)
 
 // Describe lists the metrics.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, m := range metrics {
 		ch <- m.desc
+	}
+	for i := range gpuMetrics {
+		ch <- gpuMetrics[i].desc
 	}
 	ch <- restartsDesc
 }
@@ -85,6 +109,13 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 			}
 		}
 		ch <- prometheus.MustNewConstMetric(restartsDesc, prometheus.CounterValue, float64(restarts), values...)
+	})
+	c.w.EachGPU(func(t *task.Task, name, gpu string, now *stats.GPU) {
+		for i := range gpuMetrics {
+			if v := gpuMetrics[i].value(now); !math.IsNaN(v) {
+				ch <- prometheus.MustNewConstMetric(gpuMetrics[i].desc, prometheus.GaugeValue, v, clusterName(t.ClusterARN), t.ID(), t.Family, name, gpu)
+			}
+		}
 	})
 }
 

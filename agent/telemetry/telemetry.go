@@ -31,6 +31,8 @@ type Config struct {
 	// Storage is what a task has used of storage that is its own: of a limited one, and of
 	// its block volumes. It may be nil.
 	Storage func(t *task.Task) (*wire.EphemeralStorage, []wire.VolumeMetric)
+	// GPUs reads those of the host; nil means that it has none.
+	GPUs *stats.GPUs
 	// CheckRuntime asks the container runtime for a sign of life; an error says that it
 	// gave none.
 	CheckRuntime func(ctx context.Context) error
@@ -56,7 +58,8 @@ type container struct {
 	name      string
 	runtimeID string
 	started   time.Time
-	restarts  bool // it has a restart policy
+	restarts  bool     // it has a restart policy
+	gpus      []string // ids of those that it was given
 	// How often it was restarted so far, which the task's record has over restarts of the
 	// agent, and how much of that was told.
 	total, told int
@@ -90,6 +93,9 @@ func (w *Watcher) Samples() *stats.Collector { return w.samples }
 func (w *Watcher) Run(ctx context.Context) {
 	var wg sync.WaitGroup
 	wg.Go(func() { w.check(ctx) })
+	if w.c.GPUs != nil {
+		wg.Go(func() { w.c.GPUs.Run(ctx) })
+	}
 	w.samples.Run(ctx, w.follow)
 	wg.Wait()
 }
@@ -108,8 +114,13 @@ func (w *Watcher) follow() {
 			w.followContainer(v, &v.Task.Containers[j])
 		}
 	}
+	gpus := false
 	for _, c := range w.followed {
 		c.ended = c.ended || !c.seen
+		gpus = gpus || !c.ended && len(c.gpus) > 0
+	}
+	if w.c.GPUs != nil {
+		w.c.GPUs.Want(gpus)
 	}
 }
 
@@ -135,7 +146,7 @@ func (w *Watcher) followContainer(v *engine.View, tc *task.Container) {
 		told = c.told
 	}
 	c = &container{
-		id: id, task: v.Task, name: tc.Name, runtimeID: r.RuntimeID, started: r.Started, restarts: tc.Restart != nil,
+		id: id, task: v.Task, name: tc.Name, runtimeID: r.RuntimeID, started: r.Started, restarts: tc.Restart != nil, gpus: tc.GPUs,
 		total: r.Restarts, told: told, seen: true,
 	}
 	w.followed[id] = c
@@ -300,6 +311,23 @@ func (w *Watcher) Each(f func(t *task.Task, name string, s *stats.Sample, restar
 		c := w.followed[id]
 		if now, _, ok := w.samples.Latest(id); ok && !c.ended {
 			f(c.task, c.name, &now, c.total)
+		}
+	}
+}
+
+// EachGPU calls f with the task, the name and one GPU of every container that runs and has any.
+func (w *Watcher) EachGPU(f func(t *task.Task, name, gpu string, now *stats.GPU)) {
+	if w.c.GPUs == nil {
+		return
+	}
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, id := range w.ids() {
+		c := w.followed[id]
+		for _, gpu := range c.gpus {
+			if now, known := w.c.GPUs.Latest(gpu); known && !c.ended {
+				f(c.task, c.name, gpu, &now)
+			}
 		}
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -228,4 +229,55 @@ func TestPrometheusNamesAreClean(t *testing.T) {
 	if n := testutil.CollectAndCount(w.Collector(), "berth_container_cpu_usage_seconds_total"); n != 1 {
 		t.Errorf("%d series", n)
 	}
+}
+
+// TestGPUsOfContainers has the metrics of a container show the GPU that it was given, and
+// of that what is known.
+func TestGPUsOfContainers(t *testing.T) {
+	program := filepath.Join(t.TempDir(), "smi")
+	const text = "#!/bin/sh\necho 'GPU-a, 25, 5, 1024, 4096, 50, [N/A]'\necho 'GPU-b, 99, 5, 1024, 4096, 50, 10'\nexec sleep 1000\n"
+	if err := os.WriteFile(program, []byte(text), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	h := newHosts(t)
+	h.add("a", task.Container{Name: "plain"})
+	h.add("b", task.Container{Name: "train", GPUs: []string{"GPU-a", "GPU-lost"}})
+	w := h.watcher()
+	w.c.GPUs = stats.NewGPUs(program, time.Minute, slog.New(slog.DiscardHandler))
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); w.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	wait := func(what string, n int) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); testutil.CollectAndCount(w.Collector(), "berth_container_gpu_utilization_ratio") != n; {
+			if time.Now().After(end) {
+				t.Fatalf("%s: not within a minute", what)
+			}
+			<-time.After(10 * time.Millisecond)
+		}
+	}
+	wait("the container's GPU is known", 1)
+	const labels = `{cluster="lab",container_name="train",gpu="GPU-a",task_definition_family="f",task_id="b"}`
+	want := ""
+	for _, m := range []struct{ name, help, value string }{
+		{"memory_used_bytes", "Memory of the GPU in use.", "1.073741824e+09"},
+		{"utilization_ratio", "Part of the time in which the GPU computed.", "0.25"},
+	} {
+		name := "berth_container_gpu_" + m.name
+		want += "# HELP " + name + " " + m.help + "\n# TYPE " + name + " gauge\n" + name + labels + " " + m.value + "\n"
+	}
+	// What the driver does not tell, the power, is left out.
+	if err := testutil.CollectAndCompare(w.Collector(), strings.NewReader(want),
+		"berth_container_gpu_memory_used_bytes", "berth_container_gpu_utilization_ratio", "berth_container_gpu_power_watts"); err != nil {
+		t.Error(err)
+	}
+	problems, err := testutil.CollectAndLint(w.Collector())
+	if err != nil || len(problems) > 0 {
+		t.Errorf("%v %v", problems, err)
+	}
+	h.mu.Lock()
+	h.views = nil
+	h.mu.Unlock()
+	wait("no GPU is in use", 0)
 }

@@ -86,13 +86,14 @@ func openToOthers(t *testing.T, bin string) {
 	s, l := whole(t, bin, func(c *cluster.Config) {
 		c.Events = cluster.Events{File: seen.file, Webhooks: []string{seen.receiver.URL + "/hook"}}
 		c.OTLPEndpoint = seen.receiver.URL
-	}, "ECS_ENABLE_PROMETHEUS_METRICS=true", "BERTH_OTLP_ENDPOINT="+seen.receiver.URL)
+	}, append(withGPU(t), "ECS_ENABLE_PROMETHEUS_METRICS=true", "BERTH_OTLP_ENDPOINT="+seen.receiver.URL)...)
 	seen.watch(t, s, l)
 	arn := s.Run(s.Register(sleeper("observed")), 1)[0]
 	s.Wait("RUNNING", 30*time.Second, arn)
 	task := filepath.Base(arn)
 	t.Run("prometheus", func(t *testing.T) { prometheusDiscovers(t, l, task) })
 	t.Run("opentelemetry", func(t *testing.T) { seen.receiver.waitFor(t, task) })
+	t.Run("GPU", func(t *testing.T) { gpuOfTask(t, s) })
 	t.Run("events", func(t *testing.T) { seen.events(t, s, arn) })
 }
 
