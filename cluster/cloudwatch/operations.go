@@ -380,7 +380,7 @@ func (s *Server) listMetrics(t tree) (tree, error) {
 			return nil, err
 		}
 		for _, row := range rows {
-			dims, ok := s.dimensionsOf(k, row)
+			dims, ok := s.dimensionsOf(k, row.Name)
 			if !ok || !hasAll(dims, l.filters) {
 				continue
 			}
@@ -389,6 +389,9 @@ func (s *Server) listMetrics(t tree) (tree, error) {
 				shown[i] = tree{"Name": d.name, "Value": d.value}
 			}
 			for _, m := range wanted {
+				if !row.Has.Has(m.of) {
+					continue
+				}
 				if n++; n <= l.skip {
 					continue
 				}

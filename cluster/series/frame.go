@@ -183,6 +183,25 @@ func (c codec) close() {
 	c.to.Close() //nolint:errcheck // it holds no output
 }
 
+// appendSets and eachSet are lists of the metrics of rows.
+func appendSets(b []byte, sets []MetricSet) []byte {
+	for _, s := range sets {
+		b = binary.AppendUvarint(b, uint64(s))
+	}
+	return b
+}
+
+func eachSet(b []byte, f func(MetricSet)) error {
+	r := reader{b: b}
+	for len(r.b) > 0 {
+		f(MetricSet(r.number()))
+	}
+	if r.bad {
+		return errFrame
+	}
+	return nil
+}
+
 // appendNames and eachName are lists of names, each with its length before it.
 func appendNames(b []byte, names []string) []byte {
 	for _, n := range names {

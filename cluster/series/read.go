@@ -3,6 +3,7 @@ package series
 import (
 	"encoding/binary"
 	"slices"
+	"strings"
 	"time"
 
 	"go.etcd.io/bbolt"
@@ -114,9 +115,16 @@ func (s *Store) At(k Kind, minute time.Time, names map[string]bool) (map[string]
 	return out, err
 }
 
-// Names are those of the rows of a kind that there are after a time, sorted, at most limit.
-func (s *Store) Names(k Kind, since time.Time, limit int) ([]string, error) {
-	seen := make(map[string]bool)
+// Named is a row's name and its metrics.
+type Named struct {
+	Name string
+	Has  MetricSet
+}
+
+// Names are those of the rows of a kind that there are after a time, sorted, at most limit,
+// with the metrics that they had since then, or in the hours around it.
+func (s *Store) Names(k Kind, since time.Time, limit int) ([]Named, error) {
+	seen := make(map[string]MetricSet)
 	err := s.db.View(func(tx *bbolt.Tx) error {
 		for _, sc := range scales {
 			b := tx.Bucket([]byte(sc.bucket)).Bucket([]byte{byte(k)})
@@ -129,18 +137,22 @@ func (s *Store) Names(k Kind, since time.Time, limit int) ([]string, error) {
 				if err != nil {
 					return err
 				}
-				for _, n := range g.names {
-					seen[n] = true
+				has, err := g.metrics()
+				if err != nil {
+					return err
+				}
+				for i, n := range g.names {
+					seen[n] |= has[i]
 				}
 			}
 		}
 		return nil
 	})
-	names := make([]string, 0, len(seen))
-	for n := range seen {
-		names = append(names, n)
+	names := make([]Named, 0, len(seen))
+	for n, has := range seen {
+		names = append(names, Named{n, has})
 	}
-	slices.Sort(names)
+	slices.SortFunc(names, func(a, b Named) int { return strings.Compare(a.Name, b.Name) })
 	return names[:min(len(names), limit)], err
 }
 

@@ -9,13 +9,54 @@ import (
 	"go.etcd.io/bbolt"
 )
 
-// segment is the frames of one kind over a length of time, and the names of their rows.
-// Frames have the key 'f' and their time, names the key 'n' and the number of the first.
+// segment is the frames of one kind over a length of time, the names of their rows, and
+// which metrics these have in any frame. Frames have the key 'f' and their time, names the
+// key 'n' and the number of the first, metrics the key 'm'.
 type segment struct {
 	b     *bbolt.Bucket
 	codec codec
 	names []string
 	ids   map[string]uint32
+}
+
+var metricsKey = []byte{'m'}
+
+// metrics are those of the rows, by the numbers of their names. Rows from before the
+// metrics were kept may have any.
+func (g *segment) metrics() ([]MetricSet, error) {
+	out := make([]MetricSet, 0, len(g.names))
+	if v := g.b.Get(metricsKey); v != nil {
+		list, err := g.codec.unpack(v)
+		if err != nil {
+			return nil, err
+		}
+		if err := eachSet(list, func(s MetricSet) { out = append(out, s) }); err != nil {
+			return nil, err
+		}
+	}
+	for len(out) < len(g.names) {
+		out = append(out, allMetrics)
+	}
+	return out[:len(g.names)], nil
+}
+
+// addMetrics enters the metrics that rows have; known is those of before them.
+func (g *segment) addMetrics(known []MetricSet, rows []Row) error {
+	changed := len(known) < len(g.names)
+	for len(known) < len(g.names) {
+		known = append(known, 0)
+	}
+	for i := range rows {
+		has := &known[g.ids[rows[i].Name]]
+		for _, v := range rows[i].Values {
+			changed = changed || !has.Has(v.Metric)
+			*has |= 1 << v.Metric
+		}
+	}
+	if !changed {
+		return nil
+	}
+	return g.b.Put(metricsKey, g.codec.pack(appendSets(nil, known)))
 }
 
 // segment is the one that a time is in; it is made.
@@ -69,6 +110,10 @@ func frameKey(at time.Time) []byte { return append([]byte{'f'}, keyOf(at)...) }
 // merge enters rows into the frame of a time.
 func (g *segment) merge(at time.Time, rows []Row) error {
 	ids := g.index()
+	known, err := g.metrics()
+	if err != nil {
+		return err
+	}
 	var fresh []string
 	list := make([]numbered, 0, len(rows))
 	place := make(map[uint32]int, len(rows)) // in list
@@ -110,6 +155,9 @@ func (g *segment) merge(at time.Time, rows []Row) error {
 			return err
 		}
 		g.names = append(g.names, fresh...)
+	}
+	if err := g.addMetrics(known, rows); err != nil {
+		return err
 	}
 	slices.SortFunc(list, func(a, b numbered) int { return int(a.id) - int(b.id) })
 	frame := appendFrame(nil, list)

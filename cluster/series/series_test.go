@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"go.etcd.io/bbolt"
 )
 
 // noon is a time at the begin of a segment of every resolution but the longest.
@@ -69,9 +70,44 @@ func TestRowsAreReadAsTheyWerePut(t *testing.T) {
 		t.Errorf("one minute has %v", got)
 	}
 	names, err := s.Names(Service, noon, 10)
-	if diff := cmp.Diff([]string{"a/db", "a/web"}, names); err != nil || diff != "" {
+	const cpu = MetricSet(1 << CPUUtilization)
+	if diff := cmp.Diff([]Named{{"a/db", cpu}, {"a/web", cpu}}, names); err != nil || diff != "" {
 		t.Error(err, diff)
 	}
+}
+
+// A row has the metrics that any minute gave it, and one from before they were kept may
+// have any.
+func TestMetricsOfRows(t *testing.T) {
+	s := open(t, Config{})
+	put(t, s, noon, map[string]Set{"a/web": One(1), "a/db": One(2)})
+	var rows Rows
+	r := Row{Name: "a/web"}
+	r.Set(RunningTasks, One(1))
+	rows[Service] = []Row{r}
+	if err := s.Put(noon.Add(time.Minute), noon.Add(2*time.Minute), &rows); err != nil {
+		t.Fatal(err)
+	}
+	check := func(want ...Named) {
+		t.Helper()
+		got, err := s.Names(Service, noon, 10)
+		if diff := cmp.Diff(want, got); err != nil || diff != "" {
+			t.Error(err, diff)
+		}
+	}
+	check(Named{"a/db", 1 << CPUUtilization}, Named{"a/web", 1<<CPUUtilization | 1<<RunningTasks})
+	err := s.db.Update(func(tx *bbolt.Tx) error {
+		g, err := s.segment(tx, Minute, Service, noon)
+		if err != nil {
+			return err
+		}
+		return g.b.Delete(metricsKey)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	put(t, s, noon.Add(2*time.Minute), map[string]Set{"a/new": One(3)})
+	check(Named{"a/db", allMetrics}, Named{"a/new", 1 << CPUUtilization}, Named{"a/web", allMetrics})
 }
 
 // What comes late has its place: other rows and metrics of the minute stay, and the longer
@@ -196,7 +232,8 @@ func FuzzFrame(f *testing.F) {
 		if len(list) != len(again) {
 			t.Fatalf("%d rows, then %d", len(list), len(again))
 		}
-		_ = eachName(data, func(string) {}) // it must only not fail badly
+		_ = eachName(data, func(string) {})   // it must only not fail badly
+		_ = eachSet(data, func(MetricSet) {}) // the same
 	})
 }
 

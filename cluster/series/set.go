@@ -58,6 +58,15 @@ const (
 	Metrics         // how many there are
 )
 
+// MetricSet is some of the metrics.
+type MetricSet uint64
+
+// Has reports whether a metric is one of them.
+func (s MetricSet) Has(m Metric) bool { return s&(1<<m) != 0 }
+
+// allMetrics stands for those of rows from before they were known of each row.
+const allMetrics = MetricSet(1)<<Metrics - 1
+
 // Set is the minimum, maximum, sum and number of samples.
 type Set struct {
 	Min, Max, Sum float64
