@@ -10,6 +10,7 @@ import (
 
 	"berth.dev/berth/cluster/api"
 	"berth.dev/berth/cluster/cloudwatch"
+	"berth.dev/berth/wire/update"
 )
 
 func (s *Server) routes() http.Handler {
@@ -21,6 +22,7 @@ func (s *Server) routes() http.Handler {
 	s.joinRoutes(mux)
 	mux.HandleFunc("GET /berth/v1/usage", s.serveUsage)
 	mux.HandleFunc("GET /berth/v1/events", s.serveEvents)
+	mux.HandleFunc("GET "+update.Path+"{file}", s.servePackage)
 	mux.HandleFunc("GET /health", s.serveHealth)
 	mux.Handle("GET /metrics", s.metrics.handler())
 	return mux
@@ -69,6 +71,19 @@ func (s *Server) serveHealth(w http.ResponseWriter, r *http.Request) {
 		s.log.Warn("unhealthy", "err", err)
 	}
 	s.answer(w, status, map[string]string{"status": text})
+}
+
+// servePackage hands a package to an agent, or to the operator.
+func (s *Server) servePackage(w http.ResponseWriter, r *http.Request) {
+	caller, err := s.api.Authenticate(r, nil, "ecs")
+	if err == nil && caller.Kind == api.Role {
+		err = &api.Error{Code: "AccessDeniedException", Message: "Only agents and the operator may fetch packages.", Status: http.StatusForbidden}
+	}
+	if err != nil {
+		s.refuse(w, "package", err)
+		return
+	}
+	s.packages.Serve(w, r, r.PathValue("file"))
 }
 
 // operatorOnly refuses a request that is not signed with the operator's key.

@@ -26,12 +26,14 @@ import (
 	"berth.dev/berth/cluster/ec2"
 	"berth.dev/berth/cluster/events"
 	"berth.dev/berth/cluster/iam"
+	"berth.dev/berth/cluster/packages"
 	"berth.dev/berth/cluster/series"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/tcs"
 	"berth.dev/berth/cluster/telemetry"
 	"berth.dev/berth/otlp"
+	"berth.dev/berth/wire/update"
 )
 
 // Defaults of a Config.
@@ -136,6 +138,7 @@ type Server struct {
 	tcs      *tcs.Server
 	node     string
 	member   *store.Membership // nil with an embedded etcd
+	packages *packages.Shelf
 	usage    *telemetry.Keeper
 	series   *series.Store
 	recorder *telemetry.Recorder
@@ -282,9 +285,10 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	if err := s.openAudit(); err != nil {
 		return err
 	}
+	s.packages = packages.New(filepath.Join(c.Dir, "packages"))
 	s.api, err = api.New(s.store, verifier, api.Config{
 		Region: c.Region, Account: c.Account, Node: s.node, StoppedRetention: c.StoppedRetention,
-		IAM: s.iam, Endpoint: s.URL, Observe: s.metrics.observe, Submitted: c.Faults.submitted(), Called: s.called,
+		IAM: s.iam, Endpoint: s.URL, Packages: s.packages, Observe: s.metrics.observe, Submitted: c.Faults.submitted(), Called: s.called,
 	}, c.Log)
 	if err != nil {
 		return err
@@ -294,7 +298,8 @@ func (s *Server) prepare(ctx context.Context, addr net.Addr) error {
 	})
 	s.acs = acs.New(acs.Config{
 		Store: s.store, Authenticate: s.api.Authenticate, Fail: s.api.FailTask, Credentials: s.iam.TaskCredentials,
-		Node: s.node, Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,
+		PackageURL: func(file string) string { return s.url + update.Path + file },
+		Node:       s.node, Faults: c.Faults.ACS, Ledger: c.Faults.Ledger, Log: c.Log,
 	})
 	if err := s.openTelemetry(); err != nil {
 		return err
@@ -419,6 +424,9 @@ func (s *Server) sweep(ctx context.Context) error {
 		}
 		if err := s.api.SweepDefinitions(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("deleted task definitions cannot be removed", "err", err)
+		}
+		if err := s.api.SweepUpdates(ctx); err != nil && ctx.Err() == nil {
+			s.log.Warn("updates of agents that do not go on cannot be given up", "err", err)
 		}
 		if err := s.sweepTokens(ctx); err != nil && ctx.Err() == nil {
 			s.log.Warn("join tokens that have ended cannot be removed", "err", err)

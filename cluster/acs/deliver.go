@@ -1,6 +1,7 @@
 package acs
 
 import (
+	"cmp"
 	"context"
 	"strconv"
 	"strings"
@@ -29,6 +30,9 @@ type pair struct {
 // flush sends what the agent is owed and has not been sent.
 func (ss *session) flush(ctx context.Context) error {
 	if err := ss.sendPolicy(ctx); err != nil {
+		return err
+	}
+	if err := ss.sendUpdate(ctx); err != nil {
 		return err
 	}
 	pairs := ss.collect()
@@ -220,7 +224,9 @@ func (ss *session) receive(ctx context.Context, m acs.Message) error {
 			return nil
 		}
 		ss.queue.acked(m.MessageID)
+		ss.updateAnswered(m.MessageID, "")
 	case *acs.NackRequest:
+		ss.updateAnswered(m.MessageID, cmp.Or(m.Reason, "the agent gives no reason"))
 		ss.log.Warn("agent refuses a message", "message", clip(m.MessageID), "err", clip(m.Reason))
 	case *acs.TaskStopVerificationMessage:
 		return ss.verifyStops(ctx, m)

@@ -76,6 +76,10 @@ func entryOf(kind EntryKind, instance string, m acs.Message) Entry {
 		}
 	case *acs.HeartbeatMessage:
 		e.MessageID = m.MessageID
+	case *acs.StageUpdateMessage:
+		e.MessageID = m.MessageID
+	case *acs.PerformUpdateMessage:
+		e.MessageID = m.MessageID
 	case *acs.HeartbeatAckRequest:
 		e.MessageID = m.MessageID
 	case *acs.AckRequest:

@@ -54,6 +54,9 @@ type Config struct {
 	// start to the next.
 	Node string
 
+	// PackageURL is where an agent fetches a package; nil means that none is updated.
+	PackageURL func(file string) string
+
 	Heartbeat  time.Duration // between heartbeats [30 s]
 	Ping       time.Duration // between pings, and the limit for each answer [10 s]
 	AckTimeout time.Duration // until a payload is repeated, doubled each time [5 s]
@@ -162,6 +165,9 @@ func (s *Server) dispatch(c store.Change) {
 		i, ok := c.New.(*store.Instance)
 		if ok && aws.ToString(i.Instance.Status) != "INACTIVE" {
 			s.moved(c.Old, i)
+			if ss := s.session(i.ID); ss != nil && i.Update != nil {
+				ss.lookUpdate()
+			}
 			return
 		}
 		if old, had := c.Old.(*store.Instance); had {
@@ -358,7 +364,10 @@ func (s *Server) open(ss *session) (context.Context, error) {
 		old.end(websocket.StatusPolicyViolation, "replaced by a newer session")
 	}
 	s.record(Entry{Kind: EntryOpened, Instance: ss.instance})
-	s.work.Go(func() { s.settleConnected(ctx, ss.id, ss.version) })
+	s.work.Go(func() {
+		s.settleUpdate(ctx, ss)
+		s.settleConnected(ctx, ss.id, ss.version)
+	})
 	return ctx, nil
 }
 

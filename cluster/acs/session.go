@@ -45,6 +45,7 @@ type session struct {
 	cluster    string
 	clusterARN string
 	version    *version
+	newProcess bool   // it is the first session of the agent's process
 	nth        uint64 // of the instance's sessions; set once, when it takes its place
 	log        *slog.Logger
 
@@ -55,11 +56,13 @@ type session struct {
 	held      []acs.Message
 	left      int64  // bytes until the connection is cut; 0 is never
 	policy    []byte // the security groups as they were sent last, encoded
+	update    updates
 
 	mu sync.Mutex
 	// policyDue says that the security groups have to be looked at, and groups which the
 	// ones sent last depend on.
 	policyDue bool
+	updateDue bool // the update of the agent has to be looked at
 	groups    map[string]bool
 	changed   []string
 	all       everything
@@ -74,11 +77,11 @@ func newSession(s *Server, inst *store.Instance, q url.Values) *session {
 		server: s, id: inst.ID, instance: aws.ToString(inst.Instance.ContainerInstanceArn),
 		cluster: inst.ClusterName, clusterARN: clusterARN(aws.ToString(inst.Instance.ContainerInstanceArn), inst.ClusterName),
 		version: versionOf(q), log: s.Log.With("instance", inst.ID),
-		queue: newQueue(s.AckTimeout), all: allOwed, policyDue: true,
+		queue: newQueue(s.AckTimeout), all: allOwed, policyDue: true, updateDue: true,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	if q.Get("sendCredentials") == "true" {
-		ss.all = allLive
+		ss.all, ss.newProcess = allLive, true
 	}
 	if f := s.Faults.DropAfter; f != nil {
 		ss.left = f(ss.instance)
@@ -97,7 +100,7 @@ func (ss *session) look(id string) {
 func (ss *session) lookAll() {
 	ss.mu.Lock()
 	ss.all = max(ss.all, allOwed)
-	ss.policyDue = true
+	ss.policyDue, ss.updateDue = true, true
 	ss.mu.Unlock()
 	ss.signal()
 }

@@ -12,6 +12,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 
 	"berth.dev/berth/cluster/iam"
+	"berth.dev/berth/cluster/packages"
 	"berth.dev/berth/cluster/sigv4"
 	"berth.dev/berth/cluster/store"
 )
@@ -39,6 +40,8 @@ type Config struct {
 	Node string
 	// IAM is the role store; nil means that there are no roles.
 	IAM *iam.Service
+	// Packages are those that agents are updated to; nil means none.
+	Packages *packages.Shelf
 	// StoppedRetention is how long stopped tasks and deregistered instances
 	// stay visible; 0 means one hour, the least that ECS promises.
 	StoppedRetention time.Duration

@@ -12,6 +12,7 @@ func (a *API) taskOperations() map[string]operation {
 		op("DescribeContainerInstances", a.DescribeContainerInstances),
 		op("ListContainerInstances", a.ListContainerInstances),
 		op("DeregisterContainerInstance", a.DeregisterContainerInstance),
+		op("UpdateContainerAgent", a.UpdateContainerAgent),
 		agentOp("RegisterContainerInstance", a.RegisterContainerInstance),
 		agentOp("UpdateContainerInstancesState", a.UpdateContainerInstancesState),
 		agentOp("DiscoverPollEndpoint", a.DiscoverPollEndpoint),

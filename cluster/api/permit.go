@@ -40,6 +40,7 @@ var about = map[string]struct{ kind, member string }{
 	"DescribeContainerInstances":    {"container-instance", "containerInstances"},
 	"UpdateContainerInstancesState": {"container-instance", "containerInstances"},
 	"DeregisterContainerInstance":   {"container-instance", "containerInstance"},
+	"UpdateContainerAgent":          {"container-instance", "containerInstance"},
 
 	"TagResource": {"", "resourceArn"}, "UntagResource": {"", "resourceArn"}, "ListTagsForResource": {"", "resourceArn"},
 }

@@ -18,9 +18,25 @@ type Instance struct {
 	Address string `json:",omitempty"`
 	// Node is the cluster process that has, or last had, the agent's session.
 	Node string
+	// Update is the last update of the agent; Instance.AgentUpdateStatus is how far it is.
+	Update *AgentUpdate `json:",omitempty"`
 	// DeregisteredAt is set while a deregistered instance is still shown as
 	// INACTIVE.
 	DeregisteredAt *time.Time
+}
+
+// An AgentUpdate is which package an agent is brought to.
+type AgentUpdate struct {
+	ID      string // of the call that asked for it
+	Version string
+	// File and SHA256 are of the package, Former and FormerSHA256 of the one that the
+	// agent goes back to if the new one fails; empty where there is none.
+	File, SHA256         string
+	Former, FormerSHA256 string
+	// Since is when the status was reached.
+	Since time.Time
+	// Reason is why it failed.
+	Reason string `json:",omitempty"`
 }
 
 // An Allocation is what is left of an instance's resources.

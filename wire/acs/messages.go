@@ -192,6 +192,8 @@ type ConfirmAttachmentMessage struct {
 type UpdateInfo struct {
 	Location  string `json:"location,omitempty"`
 	Signature string `json:"signature,omitempty"` // SHA-256 in hexadecimal
+	// Former is what the agent is installed from now, to go back to. Only Berth has it.
+	Former *UpdateInfo `json:"former,omitempty"`
 }
 
 // StageUpdateMessage asks the agent to fetch an update.

@@ -4,6 +4,7 @@
 package acstest
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -37,6 +38,7 @@ type Config struct {
 	Memory     int32 // MiB [8192]
 	Ports      []string
 	Attributes map[string]string
+	Version    string // of the agent [1.0.0]
 
 	// Life says how a task goes on after it is RUNNING: it ends by itself after the
 	// duration with the exit code, or not before it is stopped if the duration is
@@ -301,7 +303,7 @@ func (a *Agent) dial(ctx context.Context, endpoint string) (*websocket.Conn, err
 	first := a.first
 	a.mu.Unlock()
 	q := url.Values{
-		"agentHash": {"00000000"}, "agentVersion": {"1.0.0"}, "clusterArn": {cluster}, "containerInstanceArn": {a.arn},
+		"agentHash": {"00000000"}, "agentVersion": {cmp.Or(a.Version, "1.0.0")}, "clusterArn": {cluster}, "containerInstanceArn": {a.arn},
 		"dockerVersion": {"containerd"}, "protocolVersion": {"2"}, "seqNum": {"1"}, "sendCredentials": {fmt.Sprint(first)},
 	}
 	u := strings.Replace(strings.TrimSuffix(endpoint, "/"), "http", "ws", 1) + "/ws?" + q.Encode()
