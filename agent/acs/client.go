@@ -118,8 +118,15 @@ func (cl *Client) dispatch(ctx context.Context, m wire.Message, s wire.Responder
 		return h.Policy(ctx, m)
 	case error:
 		cl.c.Log.Warn("the cluster reports an error", "err", m)
-	case *wire.StageUpdateMessage, *wire.PerformUpdateMessage:
-		// An agent on containerd may ignore updates (agent protocol, PerformUpdateMessage).
+	case *wire.StageUpdateMessage:
+		if cl.c.Updates != nil {
+			return cl.c.Updates.Stage(ctx, m, s)
+		}
+		cl.c.Log.Info("update message ignored", "type", m.TypeName())
+	case *wire.PerformUpdateMessage:
+		if cl.c.Updates != nil {
+			return cl.c.Updates.Perform(ctx, m, s)
+		}
 		cl.c.Log.Info("update message ignored", "type", m.TypeName())
 	case *wire.CloseMessage, *wire.ErrorMessage:
 		cl.c.Log.Info("message of the cluster", "type", m.TypeName())

@@ -27,6 +27,12 @@ type Handler interface {
 	Heartbeat(ctx context.Context, m *wire.HeartbeatMessage, r wire.Responder) error
 }
 
+// Updates receives the messages about updates of the agent, under the same rules.
+type Updates interface {
+	Stage(ctx context.Context, m *wire.StageUpdateMessage, r wire.Responder) error
+	Perform(ctx context.Context, m *wire.PerformUpdateMessage, r wire.Responder) error
+}
+
 // Config is what a Client is made of.
 type Config struct {
 	// Endpoint gives the URL of the service, asked for before each connection (agent
@@ -43,6 +49,9 @@ type Config struct {
 	UserAgent      string
 
 	Handler Handler
+	// Updates may be nil: an agent on containerd may ignore updates (agent protocol,
+	// PerformUpdateMessage).
+	Updates Updates
 	// Observe, if set, is told of changes; err is why the session ended or was refused.
 	Observe func(s session.State, err error)
 

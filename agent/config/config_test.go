@@ -214,7 +214,7 @@ func TestTableIsConsistent(t *testing.T) {
 
 func TestExitCode(t *testing.T) {
 	for want, err := range map[int]error{
-		ExitOK: nil, ExitError: errors.New("x"), ExitTerminal: fmt.Errorf("register: %w", Terminal(errors.New("x"))),
+		ExitOK: nil, ExitUpdate: fmt.Errorf("x: %w", ErrUpdate), ExitError: errors.New("x"), ExitTerminal: fmt.Errorf("register: %w", Terminal(errors.New("x"))),
 	} {
 		if got := ExitCode(err); got != want {
 			t.Errorf("%v: %d, want %d", err, got, want)

@@ -5,9 +5,13 @@ import "errors"
 // Exit codes of the agent (agent protocol, "Exit codes").
 const (
 	ExitOK       = 0
-	ExitError    = 1 // start again
-	ExitTerminal = 5 // starting again cannot help
+	ExitError    = 1  // start again
+	ExitTerminal = 5  // starting again cannot help
+	ExitUpdate   = 42 // start what the update directory names
 )
+
+// ErrUpdate ends an agent so that its supervisor starts the update that it has fetched.
+var ErrUpdate = errors.New("the cluster has asked for an update")
 
 // TerminalError is an error that starting the agent again cannot cure; a supervisor
 // is told so by exit code 5.
@@ -31,6 +35,9 @@ func (e *TerminalError) Unwrap() error { return e.Err }
 func ExitCode(err error) int {
 	if err == nil {
 		return ExitOK
+	}
+	if errors.Is(err, ErrUpdate) {
+		return ExitUpdate
 	}
 	if _, ok := errors.AsType[*TerminalError](err); ok {
 		return ExitTerminal

@@ -380,12 +380,12 @@ func sections() []Section {
 				Text: "Longest unstaging of a volume."},
 		}},
 		{"Updates", []Setting{
-			{Name: "ECS_UPDATES_ENABLED", Key: "UpdatesEnabled", Default: "false",
+			{Name: "ECS_UPDATES_ENABLED", Key: "UpdatesEnabled", Default: "false", Acted: true,
 				to:   func(c *Config) any { return &c.Updates.Enabled },
-				Text: "Obey the cluster's update messages."},
-			{Name: "ECS_UPDATE_DOWNLOAD_DIR", Key: "UpdateDownloadDir",
+				Text: "Obey the update messages of the cluster that this host has joined: install the packages that it offers."},
+			{Name: "ECS_UPDATE_DOWNLOAD_DIR", Key: "UpdateDownloadDir", Acted: true,
 				to:   func(c *Config) any { return &c.Updates.DownloadDir },
-				Text: "Where updates are kept."},
+				Text: "Where packages are kept, the one to go back to included. Empty: `updates` in `BERTH_STATE_DIR`."},
 		}},
 		{"Berth's own", []Setting{
 			{Name: "BERTH_CONTAINERD_ADDRESS", Acted: true,

@@ -86,6 +86,7 @@ type agent struct {
 	session      chan struct{} // a session was opened
 	news         chan struct{} // what the status says may be another
 	changed      chan struct{} // something of a task has changed
+	update       chan struct{} // the agent has to end for an update
 }
 
 // Run runs the agent until ctx ends. The error is nil after a clean end; config.ExitCode
@@ -99,7 +100,7 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		o.Log.Warn("not all that the service manager kept can be used; it is made again", "err", err)
 	}
-	a := &agent{o: o, c: o.Settings, log: o.Log, kept: kept, started: time.Now(), health: conditions, session: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1)}
+	a := &agent{o: o, c: o.Settings, log: o.Log, kept: kept, started: time.Now(), health: conditions, session: make(chan struct{}, 1), news: make(chan struct{}, 1), changed: make(chan struct{}, 1), update: make(chan struct{}, 1)}
 	if a.metrics, err = a.registry(); err != nil {
 		return err
 	}
@@ -345,6 +346,7 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 	if err != nil {
 		return config.Terminal(err)
 	}
+	updates := a.updates(tlsConfig)
 	in := intake.New(intake.Config{
 		Engine: a.engine, Store: a.db, Attachments: a.attachments, Policies: a.host.network,
 		Credentials: credentialKeeper{a.creds, a.log}, NoPrivileged: a.c.Roles.NoPrivileged,
@@ -356,13 +358,15 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 		Credentials: a.identity, Region: a.c.Cluster.Region, Cluster: instance.Cluster, InstanceARN: instance.InstanceARN,
 		AgentVersion: a.o.Version, AgentHash: a.o.Hash, RuntimeVersion: "containerd",
 		UserAgent: ecs.UserAgent(a.version(), a.facts.OSFamily),
-		Handler:   in, Observe: a.observeSession, TLS: tlsConfig, Proxy: ecs.Proxy(a.c), Log: a.log,
+		Handler:   in, Updates: updates, Observe: a.observeSession, TLS: tlsConfig, Proxy: ecs.Proxy(a.c), Log: a.log,
 	})
 	if err != nil {
 		return err
 	}
+	g.Go(func() error { return a.endForUpdate(ctx) })
 	g.Go(func() error {
 		defer in.Close()
+		defer updates.Close()
 		return ignoreCancel(ctx, cl.Run(ctx))
 	})
 	g.Go(func() error { a.resync(ctx); return nil })

@@ -23,6 +23,7 @@ import (
 	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
+	wireupdate "berth.dev/berth/wire/update"
 )
 
 const usage = `Usage: %[1]s [flags]            run the agent
@@ -49,6 +50,9 @@ func Main(name string, args []string, version, hash string, stdout, stderr io.Wr
 	defer stop()
 	if len(args) > 0 && args[0] == "join" {
 		return joinMain(ctx, name, args[1:], os.Stdin, stdout, stderr)
+	}
+	if len(args) == 3 && args[0] == "install-update" {
+		return installUpdate(ctx, args[1], args[2], stderr)
 	}
 	if len(args) > 0 && args[0] == "bake" {
 		return bakeMain(name, args[1:], stdout, stderr)
@@ -134,6 +138,9 @@ func gather(c *config.Config) (ecs.HostFacts, error) {
 	facts, err := ecs.Gather()
 	if err != nil {
 		return facts, err
+	}
+	if kind := packageKind(c); kind != "" {
+		facts.Capabilities = append(facts.Capabilities, wireupdate.Attribute+kind)
 	}
 	runtimes, err := runtime.FindRuntimes(c.Berth.Runtimes)
 	if err != nil {

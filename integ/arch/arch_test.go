@@ -72,6 +72,7 @@ var imports = []struct {
 	{"agent/telemetry", []string{"wire/...", "stats", "agent/task", "agent/engine", "agent/plan"}},
 	{"agent/ec2/...", nil},
 	{"agent/join", []string{"wire/join"}},
+	{"agent/update", []string{"wire/acs", "wire/update"}},
 	{"agent/report", []string{"agent/task", "agent/state", "agent/fail"}},
 	{"agent/daemon", []string{"agent/...", "wire/...", "stats", "otlp", "eni/...", "cni-plugins/...", "volumes/..."}},
 	{"cluster/...", []string{"cluster/...", "wire/...", "otlp"}},

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -120,7 +121,7 @@ func (s *two) client() *ecs.Client {
 // join makes both machines members, each by the install script and a token of its own.
 func (s *two) join() {
 	for _, m := range []*Machine{s.first, s.second} {
-		m.Run("sh", "-c", "mkdir -p /etc/ecs; echo ECS_IMAGE_PULL_BEHAVIOR=prefer-cached > /etc/ecs/ecs.config")
+		m.Run("sh", "-c", "mkdir -p /etc/ecs; printf 'ECS_IMAGE_PULL_BEHAVIOR=prefer-cached\nECS_UPDATES_ENABLED=true\n' > /etc/ecs/ecs.config")
 		token := s.member(m)
 		if got := m.Run("systemctl", "is-active", "ecs.service"); got != "active\n" {
 			s.Errorf("ecs.service is %q", got)
@@ -307,6 +308,7 @@ func (s *two) upgrade() {
 		backup := map[string]string{Next: "state.db.v1", Today: "state.db.v2"}[version]
 		s.first.Run("berth-agent", "state", "check", "/var/lib/berth/agent/"+backup)
 	}
+	s.updates(first, before)
 	s.whole(arns)
 	for _, arn := range arns {
 		if _, err := s.ecs.StopTask(s.Context(), &ecs.StopTaskInput{Task: aws.String(arn)}); err != nil {
@@ -315,6 +317,55 @@ func (s *two) upgrade() {
 	}
 	for chunk := range slices.Chunk(arns, 100) {
 		s.wait("STOPPED", chunk...)
+	}
+}
+
+// updates has the cluster update the agent: to the next version, to one that does not
+// start, and back to today's.
+func (s *two) updates(instance string, before []string) {
+	s.Helper()
+	const folder = "/var/lib/berth/cluster/packages"
+	s.first.Run("mkdir", "-p", folder)
+	for _, c := range []struct {
+		what, versions string // that the operator puts into the folder
+		status, runs   string
+	}{
+		{"to the next version", Today + " " + Next, "UPDATED", Next},
+		{"to one that does not start", Broken, "FAILED", Next},
+		{"back", Today, "UPDATED", Today},
+	} {
+		began := time.Now()
+		s.first.Run("sh", "-c", "rm -f "+folder+"/*; for v in "+c.versions+"; do cp /host/packages/$v/berth-agent_*.deb "+folder+"; done")
+		out, err := s.ecs.UpdateContainerAgent(s.Context(), &ecs.UpdateContainerAgentInput{ContainerInstance: aws.String(instance)})
+		if err != nil || out.ContainerInstance.AgentUpdateStatus != types.AgentUpdateStatusPending {
+			s.Fatalf("%s: %v, %+v", c.what, err, out)
+		}
+		system.Until(s, 3*time.Minute, c.what, func() error {
+			out, err := s.ecs.DescribeContainerInstances(s.Context(), &ecs.DescribeContainerInstancesInput{ContainerInstances: []string{instance}})
+			if err != nil {
+				return err
+			}
+			if i := out.ContainerInstances[0]; string(i.AgentUpdateStatus) != c.status || !i.AgentConnected || aws.ToString(i.VersionInfo.AgentVersion) != c.runs {
+				return fmt.Errorf("%s, connected %t, version %s", i.AgentUpdateStatus, i.AgentConnected, aws.ToString(i.VersionInfo.AgentVersion))
+			}
+			return nil
+		})
+		// The unit ends when it has seen the agent.
+		system.Until(s, time.Minute, "the end of the installation", func() error {
+			if state, err := s.first.Try("systemctl", "is-active", "berth-agent-update"); err == nil {
+				return errors.New(state)
+			}
+			return nil
+		})
+		s.active(s.first)
+		if slices.Compare(before, s.pids()) != 0 {
+			s.Errorf("%s: other processes run:\n%v\n%v", c.what, before, s.pids())
+		}
+		s.Logf("%s: %v", c.what, time.Since(began).Round(time.Millisecond))
+	}
+	_, err := s.ecs.UpdateContainerAgent(s.Context(), &ecs.UpdateContainerAgentInput{ContainerInstance: aws.String(instance)})
+	if _, ok := errors.AsType[*types.NoUpdateAvailableException](err); !ok {
+		s.Errorf("when there is nothing newer: %v", err)
 	}
 }
 

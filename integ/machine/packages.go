@@ -1,6 +1,7 @@
 package machine
 
 import (
+	"errors"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -12,14 +13,19 @@ import (
 // Versions of the packages that tests make: the one of today, and one that stands for the
 // next, with a state database that has a schema of its own.
 const (
-	Today = "0.8.0"
-	Next  = "0.9.0"
+	Today = "0.1.0" // that of the file VERSION, which the programs have in them
+	Next  = "0.2.0"
+	// Broken is one whose agent ends as soon as it is started.
+	Broken = "0.3.0"
 )
 
 // Packages makes the packages of today and of the next version, and the install script,
 // in a folder of each version below dir. It takes the programs of "make build".
 func Packages(t testing.TB, dir string) {
 	t.Helper()
+	if v, err := os.ReadFile("../../VERSION"); err != nil || strings.TrimSpace(string(v)) != Today {
+		t.Fatalf("VERSION is %q, %v; Today has to be the same, and Next and Broken after it", v, err)
+	}
 	bin, err := filepath.Abs("../../bin")
 	if err != nil {
 		t.Fatal(err)
@@ -44,6 +50,12 @@ func Packages(t testing.TB, dir string) {
 		t.Fatal(err)
 	}
 	command(t, nil, "dpkg-deb", "-Zgzip", "-z1", "-b", files, next)
+	broken := filepath.Join(dir, Broken)
+	command(t, nil, "sed", "-i", "s/^Version: .*/Version: "+Broken+"/", filepath.Join(files, "DEBIAN", "control"))
+	if err := errors.Join(os.Mkdir(broken, 0o755), os.WriteFile(filepath.Join(files, "usr/lib/berth/bin/berth-agent"), []byte("#!/bin/sh\nexit 1\n"), 0o755)); err != nil {
+		t.Fatal(err)
+	}
+	command(t, nil, "dpkg-deb", "-Zgzip", "-z1", "-b", files, broken)
 }
 
 func command(t testing.TB, env []string, name string, args ...string) {
