@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 	"github.com/aws/smithy-go"
 
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/integ/lab"
 )
 
@@ -94,7 +95,7 @@ func describe(t *testing.T, l *lab.Lab, cluster string, arns ...string) []types.
 func waitStatus(t *testing.T, l *lab.Lab, cluster, status string, arns ...string) []types.Task {
 	t.Helper()
 	var tasks []types.Task
-	lab.Until(t, 20*time.Second, "tasks are "+status, func() error {
+	await.Until(t, 20*time.Second, "tasks are "+status, func() error {
 		tasks = describe(t, l, cluster, arns...)
 		for _, task := range tasks {
 			if *task.LastStatus != status {

@@ -13,6 +13,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/integ/lab"
 )
 
@@ -347,7 +348,7 @@ func TestSubmit(t *testing.T) {
 	arn := arnsOf(out.Tasks)[0]
 	_, err := other.ECS.SubmitTaskStateChange(ctx, &ecs.SubmitTaskStateChangeInput{Task: &arn, Status: s("RUNNING")})
 	wantCode(t, "a report of another instance", err, "AccessDeniedException")
-	lab.Until(t, 10*time.Second, "the payload is there", func() error { return a.Report(arn, "RUNNING", 0, "") })
+	await.Until(t, 10*time.Second, "the payload is there", func() error { return a.Report(arn, "RUNNING", 0, "") })
 	waitStatus(t, l, "default", "RUNNING", arn)
 	must[*ecs.SubmitContainerStateChangeOutput](t, "container")(a.ECS.SubmitContainerStateChange(ctx, &ecs.SubmitContainerStateChangeInput{
 		Task: &arn, ContainerName: s("web"), Status: s("STOPPED"), ExitCode: aws.Int32(7),

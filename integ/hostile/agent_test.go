@@ -20,7 +20,7 @@ import (
 	"berth.dev/berth/agent/session"
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
-	"berth.dev/berth/integ/lab"
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/wire/acs"
 )
 
@@ -89,7 +89,7 @@ func (e *enemy) session(t *testing.T) *websocket.Conn {
 
 func (e *enemy) wait(t *testing.T, what string) {
 	t.Helper()
-	lab.Until(t, 20*time.Second, "the agent answers with "+what, func() error {
+	await.Until(t, 20*time.Second, "the agent answers with "+what, func() error {
 		e.mu.Lock()
 		defer e.mu.Unlock()
 		if !e.heard[what] {

@@ -20,6 +20,7 @@ import (
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
 	"github.com/aws/aws-sdk-go-v2/service/ecs/types"
 
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/integ/lab"
 )
 
@@ -49,7 +50,7 @@ func bury(t *testing.T, l *lab.Lab) *treasure {
 		t.Fatalf("run: %v %+v", err, out)
 	}
 	tr.task = *out.Tasks[0].TaskArn
-	lab.Until(t, 20*time.Second, "the task runs", tr.check)
+	await.Until(t, 20*time.Second, "the task runs", tr.check)
 	return tr
 }
 

@@ -10,7 +10,7 @@ import (
 	"testing"
 	"time"
 
-	"berth.dev/berth/integ/lab"
+	"berth.dev/berth/integ/await"
 )
 
 // usage is what a process must not have more of afterwards.
@@ -53,7 +53,7 @@ func measure(t *testing.T) usage {
 func notGrown(t *testing.T, before usage) {
 	t.Helper()
 	const slack, heapSlack, residentSlack = 8, 8 << 20, 48 << 20
-	lab.Until(t, 30*time.Second, "goroutines, files and memory are as before", func() error {
+	await.Until(t, 30*time.Second, "goroutines, files and memory are as before", func() error {
 		after := measure(t)
 		switch {
 		case after.goroutines > before.goroutines+slack:

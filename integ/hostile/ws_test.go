@@ -15,6 +15,7 @@ import (
 	"github.com/coder/websocket"
 
 	"berth.dev/berth/cluster"
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/integ/lab"
 	"berth.dev/berth/wire/acs"
 )
@@ -73,7 +74,7 @@ type line struct {
 func (i *intruder) session() line {
 	i.t.Helper()
 	c := line{ended: make(chan struct{})}
-	lab.Until(i.t, 30*time.Second, "a session is admitted", func() (err error) {
+	await.Until(i.t, 30*time.Second, "a session is admitted", func() (err error) {
 		c.Conn, _, err = i.dial(i.key, i.arn, "treasure")
 		return err
 	})
@@ -184,7 +185,7 @@ func TestHostileFrames(t *testing.T) {
 	if err != nil || len(out.Tasks) != 1 {
 		t.Fatalf("start on the honest instance: %v %+v", err, out)
 	}
-	lab.Until(t, 20*time.Second, "the honest instance runs it", func() error {
+	await.Until(t, 20*time.Second, "the honest instance runs it", func() error {
 		d, err := l.ECS.DescribeTasks(context.Background(), &ecs.DescribeTasksInput{Cluster: aws.String("treasure"), Tasks: []string{*out.Tasks[0].TaskArn}})
 		if err != nil {
 			return err

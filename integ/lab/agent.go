@@ -17,6 +17,7 @@ import (
 
 	"berth.dev/berth/agent/acs"
 	"berth.dev/berth/cluster"
+	"berth.dev/berth/integ/await"
 	wire "berth.dev/berth/wire/acs"
 )
 
@@ -132,7 +133,7 @@ func (a *Agent) endpoint(ctx context.Context) (string, error) {
 // WaitConnected waits until the API shows agentConnected as given.
 func (a *Agent) WaitConnected(want bool) {
 	a.l.t.Helper()
-	Until(a.l.t, 20*time.Second, "agentConnected", func() error {
+	await.Until(a.l.t, 20*time.Second, "agentConnected", func() error {
 		out, err := a.l.ECS.DescribeContainerInstances(context.Background(), &ecs.DescribeContainerInstancesInput{
 			Cluster: &a.shape.Cluster, ContainerInstances: []string{a.ARN},
 		})

@@ -169,23 +169,3 @@ func (l *Lab) InstanceKey() cluster.Key {
 	}
 	return k
 }
-
-// Until waits for a condition, asking often, and fails the test after the limit.
-func Until(t testing.TB, limit time.Duration, what string, ok func() error) {
-	t.Helper()
-	deadline := time.NewTimer(limit)
-	defer deadline.Stop()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := ok()
-		if err == nil {
-			return
-		}
-		select {
-		case <-deadline.C:
-			t.Fatalf("%s: not within %v: %v", what, limit, err)
-		case <-tick.C:
-		}
-	}
-}

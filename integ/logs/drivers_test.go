@@ -15,6 +15,7 @@ import (
 
 	"berth.dev/berth/agent/logs/grant"
 	"berth.dev/berth/agent/runtime/logfile"
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/integ/aws"
 )
 
@@ -36,7 +37,7 @@ func TestFluentd(t *testing.T) {
 			if _, err := c.err.WriteString("oops\n"); err != nil {
 				t.Fatal(err)
 			}
-			until(t, soon, "three events", func() error { return want(3, f.len()) })
+			await.Until(t, soon, "three events", func() error { return want(3, f.len()) })
 			c.end()
 			c.sent(soon)
 			got := map[string]string{}
@@ -79,7 +80,7 @@ func TestLongLineComesInPieces(t *testing.T) {
 	c := r.container("fluentd", map[string]string{"fluentd-address": f.l.Addr().String()})
 	long := strings.Repeat("0123456789", 5000)
 	go c.say("before\n" + long + "\nafter\n")
-	until(t, soon, "the pieces", func() error { return want(2+4, f.len()) })
+	await.Until(t, soon, "the pieces", func() error { return want(2+4, f.len()) })
 	c.end()
 	var b strings.Builder
 	id := ""
@@ -110,7 +111,7 @@ func TestJournald(t *testing.T) {
 	if _, err := c.err.WriteString("bad\n"); err != nil {
 		t.Fatal(err)
 	}
-	until(t, soon, "three entries", func() error { return want(3, j.len()) })
+	await.Until(t, soon, "three entries", func() error { return want(3, j.len()) })
 	c.end()
 	byMessage := map[string]map[string]string{}
 	for _, e := range j.all() {
@@ -152,7 +153,7 @@ func TestGELF(t *testing.T) {
 			c.say("short\n\n" + text + "\n")
 			c.end()
 			c.sent(soon)
-			until(t, soon, "two messages", func() error { return want(2, tc.got.len()-before) })
+			await.Until(t, soon, "two messages", func() error { return want(2, tc.got.len()-before) })
 			list := tc.got.all()[before:]
 			if list[0]["short_message"] != "short" || list[1]["short_message"] != text {
 				t.Errorf("messages %.200v", list)
@@ -192,7 +193,7 @@ func TestSplunk(t *testing.T) {
 		"splunk-url": hec.srv.URL, "splunk-format": "json", "splunk-gzip": "true", "splunk-index": "main", "splunk-sourcetype": "web", "env": "STAGE",
 	}, "splunk-token")
 	c.say("text\n{\"n\":1}\n")
-	until(t, soon, "two events", func() error { return want(2, hec.len()) })
+	await.Until(t, soon, "two events", func() error { return want(2, hec.len()) })
 	if cmdline, err := exec.Command("ps", "axeww", "-o", "args").Output(); err != nil || strings.Contains(string(cmdline), token) {
 		t.Errorf("the token is in the process list, or that cannot be read: %v", err)
 	}
@@ -239,7 +240,7 @@ func TestAwslogs(t *testing.T) {
 	t.Run("group that is missing, then made", func(t *testing.T) {
 		c := r.container("awslogs", options())
 		c.say("first\n")
-		until(t, soon, "the trouble is written down", func() error {
+		await.Until(t, soon, "the trouble is written down", func() error {
 			p := placeOf(t, c)
 			if !strings.Contains(p.Error, "log group /ecs/web does not exist") || !strings.Contains(p.Error, "awslogs-create-group") {
 				return fmt.Errorf("%q", p.Error)
@@ -283,7 +284,7 @@ func TestAwslogs(t *testing.T) {
 			c.say(long + "\n")
 			c.out.Close()
 		}()
-		until(t, time.Minute, "the logger ends", func() error {
+		await.Until(t, time.Minute, "the logger ends", func() error {
 			if placeOf(t, c).Seq < 2*lines+50 {
 				return fmt.Errorf("at %+v", placeOf(t, c))
 			}

@@ -18,6 +18,8 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+
+	"berth.dev/berth/integ/await"
 )
 
 // fluentEvent is what the server in testdata/fluent prints of an event.
@@ -189,7 +191,7 @@ func TestFluentServer(t *testing.T) {
 			}
 			go c.say(many.String() + long + "\n")
 			const pieces = 3 // of 16 KiB at most
-			until(t, 2*soon, "all events", func() error { return want(2000+pieces, events.len()) })
+			await.Until(t, 2*soon, "all events", func() error { return want(2000+pieces, events.len()) })
 			c.end()
 			c.sent(soon)
 			all := events.all()

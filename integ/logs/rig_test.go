@@ -22,6 +22,7 @@ import (
 	"berth.dev/berth/agent/logs/link"
 	"berth.dev/berth/agent/logs/ship"
 	"berth.dev/berth/agent/task"
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/integ/host"
 )
 
@@ -89,21 +90,6 @@ func (r *rig) endShipper() {
 
 // wait lets time pass between two looks at something.
 func wait(d time.Duration) { <-time.After(d) }
-
-func until(t testing.TB, limit time.Duration, what string, f func() error) {
-	t.Helper()
-	end := time.Now().Add(limit)
-	for {
-		err := f()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			t.Fatalf("%s: %v", what, err)
-		}
-		wait(20 * time.Millisecond)
-	}
-}
 
 // container is the output of one container.
 type container struct {
@@ -199,7 +185,7 @@ func (k *container) end() {
 func (k *container) sent(limit time.Duration) ship.Place {
 	k.r.t.Helper()
 	var p ship.Place
-	until(k.r.t, limit, "all output is sent", func() (err error) {
+	await.Until(k.r.t, limit, "all output is sent", func() (err error) {
 		p, err = ship.ReadPlace(k.dir)
 		if err == nil && !p.Done {
 			err = fmt.Errorf("at %+v", p)
@@ -235,7 +221,7 @@ func (r *rig) shipperWith(flags ...string) {
 		r.t.Fatal(err)
 	}
 	go cmd.Wait() //nolint:errcheck // it is killed
-	until(r.t, 5*time.Second, "the shipper listens", func() error {
+	await.Until(r.t, 5*time.Second, "the shipper listens", func() error {
 		_, err := os.Stat(filepath.Join(r.run, link.Socket))
 		return err
 	})

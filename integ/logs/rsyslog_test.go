@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"berth.dev/berth/integ/await"
 )
 
 // rsyslog starts Debian's rsyslog with all its inputs, and returns the directory of its
@@ -60,7 +62,7 @@ action(type="omfile" file="%[1]s/out" template="fields" asyncWriting="off" flush
 		_ = cmd.Process.Kill() // it may have ended
 		_ = cmd.Wait()
 	})
-	until(t, soon, "rsyslog listens", func() error {
+	await.Until(t, soon, "rsyslog listens", func() error {
 		c, err := net.Dial("tcp", "127.0.0.1:"+tls)
 		if err == nil {
 			err = c.Close()
@@ -110,7 +112,7 @@ func TestSyslogWithRsyslog(t *testing.T) {
 				version, msgid, program = "1", "app/001122334455", "app"
 			}
 			for _, m := range []struct{ severity, text string }{{"info", text}, {"err", "error of " + tc.name}} {
-				until(t, soon, m.severity, func() error {
+				await.Until(t, soon, m.severity, func() error {
 					for line := range strings.Lines(output()) {
 						f := strings.Split(strings.TrimSuffix(line, "\n"), "\t")
 						if len(f) == 7 && strings.TrimSpace(f[6]) == strings.TrimSpace(m.text) {

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"berth.dev/berth/agent/logs/ship"
+	"berth.dev/berth/integ/await"
 )
 
 // scale is how much output the tests of much output have: BERTH_LOG_SCALE=full is what
@@ -122,7 +123,7 @@ func TestAllOfMuchOutputArrives(t *testing.T) {
 	if p := k.sent(2 * time.Minute); p.Lost != 0 {
 		t.Errorf("lost %d", p.Lost)
 	}
-	until(t, soon, "every line has come", func() error { return want(int(lines), int(c.lines.Load())) })
+	await.Until(t, soon, "every line has come", func() error { return want(int(lines), int(c.lines.Load())) })
 	t.Logf("%d MiB in %d lines, blocking: %.1f s, %.0f lines/s; peak of the logger %.1f MB, of the shipper %.1f MB",
 		scale()>>20, lines, took.Seconds(), float64(lines)/took.Seconds(), float64(logger)/1e6, float64(shipper)/1e6)
 	if logger > loggerMemory || shipper > shipperMemory {
@@ -140,7 +141,7 @@ func TestOutputAtFullSpeedIsCountedWhereItDoesNotWait(t *testing.T) {
 	logger := peak(t, k.logger.Process.Pid)
 	k.end()
 	p := k.sent(2 * time.Minute)
-	until(t, soon, "every line has come or was counted", func() error {
+	await.Until(t, soon, "every line has come or was counted", func() error {
 		if got := c.lines.Load(); got < lines-int64(p.Lost) {
 			return fmt.Errorf("%d came, %d lost, of %d", got, p.Lost, lines)
 		}
@@ -176,7 +177,7 @@ func TestHundredThousandLinesASecond(t *testing.T) {
 	if p.Lost != 0 {
 		t.Errorf("lost %d", p.Lost)
 	}
-	until(t, soon, "every line has come", func() error { return want(seconds*rate, int(c.lines.Load())) })
+	await.Until(t, soon, "every line has come", func() error { return want(seconds*rate, int(c.lines.Load())) })
 	t.Logf("%d lines in %.2f s, all sent %.2f s after the first", seconds*rate, took.Seconds(), time.Since(began).Seconds())
 }
 
@@ -210,7 +211,7 @@ func TestDeadDestinationStopsNobody(t *testing.T) {
 	if took := time.Since(began); took > 20*time.Second {
 		t.Errorf("16 MiB took %v", took)
 	}
-	until(t, soon, "why nothing is sent is written down", func() error {
+	await.Until(t, soon, "why nothing is sent is written down", func() error {
 		if p := placeOf(t, k); !strings.Contains(p.Error, "connection refused") || p.Since.IsZero() {
 			return fmt.Errorf("%+v", p)
 		}
@@ -237,7 +238,7 @@ func TestBlockingContainerWaitsForItsDestination(t *testing.T) {
 		}
 	}()
 	last := int64(-1)
-	until(t, soon, "the container waits", func() error {
+	await.Until(t, soon, "the container waits", func() error {
 		now := written.Load()
 		defer func() { last = now }()
 		if now == 0 || now != last {
@@ -273,7 +274,7 @@ func TestBlockingContainerWaitsForItsDestination(t *testing.T) {
 	if p := k.sent(time.Minute); p.Lost != 0 {
 		t.Errorf("lost %d", p.Lost)
 	}
-	until(t, soon, "every line has come", func() error { return want(160*656, int(c.lines.Load())) })
+	await.Until(t, soon, "every line has come", func() error { return want(160*656, int(c.lines.Load())) })
 }
 
 type lineCounter struct{ c *counter }
@@ -291,7 +292,7 @@ func TestShipperThatIsKilledGoesOnWhereItWas(t *testing.T) {
 	for i := range lines {
 		k.say(fmt.Sprintf("line %d\n", i))
 		if i%1000 == 500 {
-			until(t, soon, "there is a shipper", func() error {
+			await.Until(t, soon, "there is a shipper", func() error {
 				if pid := r.shipper(); pid != 0 {
 					return syscall.Kill(pid, syscall.SIGKILL)
 				}
@@ -299,7 +300,7 @@ func TestShipperThatIsKilledGoesOnWhereItWas(t *testing.T) {
 			})
 		}
 	}
-	until(t, 2*soon, "every line has come", func() error {
+	await.Until(t, 2*soon, "every line has come", func() error {
 		seen := map[string]bool{}
 		for _, e := range f.all() {
 			seen[e.Record["log"]] = true
@@ -349,7 +350,7 @@ func TestFullDiskStopsNobody(t *testing.T) {
 	}
 	before := c.lines.Load()
 	k.say("after\n")
-	until(t, soon, "it is sent again", func() error {
+	await.Until(t, soon, "it is sent again", func() error {
 		if c.lines.Load() <= before {
 			return fmt.Errorf("%d lines", c.lines.Load())
 		}
@@ -371,7 +372,7 @@ func TestOneShipperForManyContainers(t *testing.T) {
 		k.say("hello\n")
 		all = append(all, k)
 	}
-	until(t, 2*soon, "all have said hello", func() error { return want(n, f.len()) })
+	await.Until(t, 2*soon, "all have said hello", func() error { return want(n, f.len()) })
 	memory := peak(t, r.shipper())
 	loggers := int64(0)
 	for _, k := range all {
@@ -384,7 +385,7 @@ func TestOneShipperForManyContainers(t *testing.T) {
 			t.Error("no place")
 		}
 	}
-	until(t, soon, "the shipper ends when there is nothing to do", func() error {
+	await.Until(t, soon, "the shipper ends when there is nothing to do", func() error {
 		if pid := r.shipper(); pid != 0 {
 			return fmt.Errorf("process %d", pid)
 		}

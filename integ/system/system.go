@@ -6,7 +6,6 @@ package system
 
 import (
 	"bytes"
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -20,6 +19,7 @@ import (
 	"testing"
 	"time"
 
+	"berth.dev/berth/integ/await"
 	"berth.dev/berth/integ/host"
 )
 
@@ -113,25 +113,10 @@ func (p *Process) Stop() int {
 	return p.cmd.ProcessState.ExitCode()
 }
 
-// Until waits for a condition, asking again every few milliseconds, and fails the
-// test with what the condition said last when it does not come true in time.
+// Until is await.Until.
 func Until(t testing.TB, limit time.Duration, what string, cond func() error) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), limit)
-	defer cancel()
-	tick := time.NewTicker(5 * time.Millisecond)
-	defer tick.Stop()
-	for {
-		err := cond()
-		if err == nil {
-			return
-		}
-		select {
-		case <-ctx.Done():
-			t.Fatalf("%s: not within %v: %v", what, limit, err)
-		case <-tick.C:
-		}
-	}
+	await.Until(t, limit, what, cond)
 }
 
 // Kinds of containerd that the tests run with.

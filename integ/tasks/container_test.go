@@ -216,7 +216,7 @@ func kernels() []scenario {
 		{
 			name: "processes of the task", want: exited(end{"main", 0, ""}, end{"second", 143, ""}), output: []string{"berth-pause", "true"},
 			define: task(func(in *ecs.RegisterTaskDefinitionInput) { in.PidMode = types.PidModeTask },
-				with(shell("cat /proc/1/comm; for p in /proc/[0-9]*; do [ \"$(cat $p/cmdline 2>/dev/null)\" = sleep1234 ] && echo true; done; true"), func(c *types.ContainerDefinition) {
+				with(shell("cat /proc/1/comm; while :; do for p in /proc/[0-9]*; do [ \"$(cat $p/cmdline 2>/dev/null)\" = sleep1234 ] && echo true && exit 0; done; sleep 0.05; done"), func(c *types.ContainerDefinition) {
 					c.DependsOn = []types.ContainerDependency{{ContainerName: aws.String("second"), Condition: types.ContainerConditionStart}}
 				}),
 				with(named("second", container("sleep", "1234")), func(c *types.ContainerDefinition) { c.StopTimeout = aws.Int32(2) })),
@@ -227,7 +227,7 @@ func kernels() []scenario {
 				with(shell("while ! cat /dev/shm/word 2>/dev/null; do sleep 0.05; done"), func(c *types.ContainerDefinition) {
 					c.DependsOn = []types.ContainerDependency{{ContainerName: aws.String("second"), Condition: types.ContainerConditionStart}}
 				}),
-				named("second", shell("echo hello from the second > /dev/shm/word.new; mv /dev/shm/word.new /dev/shm/word; "+waits(0)))),
+				named("second", shell("trap 'exit 0' TERM; echo hello from the second > /dev/shm/word.new; mv /dev/shm/word.new /dev/shm/word; "+loop))),
 		},
 		{name: "no shared memory", want: ok, output: []string{"0"},
 			define: task(func(in *ecs.RegisterTaskDefinitionInput) { in.IpcMode = types.IpcModeNone }, shell("cat /proc/mounts | while read -r _ at _; do echo $at; done | while read -r at; do [ $at = /dev/shm ] && echo $at; done | wc -l"))},

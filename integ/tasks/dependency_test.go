@@ -70,7 +70,7 @@ func blocked(reason string, others ...end) outcome {
 // ready waits until containers that run waits have set their trap.
 func ready(names ...string) func(t *testing.T, l *lab, tk types.Task) {
 	return func(t *testing.T, l *lab, tk types.Task) {
-		if l.fake {
+		if l.fake != nil {
 			return
 		}
 		for _, name := range names {
@@ -87,7 +87,8 @@ func dependencies() []scenario {
 	all := []scenario{
 		{
 			name: "start of one that goes on", want: exited(end{"main", 0, ""}, end{"dep", 5, ""}),
-			define: task(nil, runs("main", "sleep 0.7; exit 0", after("dep", start)), runs("dep", waits(5))),
+			define: task(nil, runs("main", waits(0), after("dep", start)), runs("dep", waits(5))),
+			ends:   "main", when: ready("dep"),
 		},
 		{
 			name: "start of one that has ended", want: exited(end{"main", 0, ""}, end{"dep", 4, ""}),
@@ -136,9 +137,10 @@ func dependencies() []scenario {
 			name: "all conditions at once",
 			want: exited(end{"main", 0, ""}, end{"started", 1, ""}, end{"completed", 2, ""}, end{"succeeded", 0, ""}, end{"well", 3, ""}),
 			define: task(nil,
-				runs("main", "sleep 0.3; exit 0", after("started", start), after("completed", complete), after("succeeded", success), after("well", healthy)),
+				runs("main", waits(0), after("started", start), after("completed", complete), after("succeeded", success), after("well", healthy)),
 				runs("started", waits(1)), runs("completed", "exit 2", optional), runs("succeeded", "exit 0", optional),
 				runs("well", waits(3), checked(1, "CMD-SHELL", "exit 0"))),
+			ends: "main", when: ready("started", "well"),
 		},
 		{
 			name: "health", want: exited(end{"main", 0, ""}, end{"dep", 6, ""}),
@@ -158,7 +160,7 @@ func dependencies() []scenario {
 			name: "health that never comes",
 			want: blocked(notResolved("main", "dep", healthy, "dependency on container dep with condition HEALTHY has timed out."), end{"dep", 6, ""}),
 			define: task(nil, runs("main", "exit 0", after("dep", healthy)),
-				runs("dep", waits(6), checked(2, "CMD-SHELL", "exit 1"), startTimeout(2))),
+				runs("dep", waits(6), checked(2, "CMD-SHELL", "exit 1"), startTimeout(4))),
 		},
 		{
 			name: "health of one that ends",
@@ -170,17 +172,22 @@ func dependencies() []scenario {
 			name: "completion that takes too long",
 			want: blocked(notResolved("main", "dep", complete, "dependency on container dep with condition COMPLETE has timed out."), end{"dep", 6, ""}),
 			define: task(nil, runs("main", "exit 0", after("dep", complete)),
-				runs("dep", waits(6), optional, startTimeout(1))),
+				runs("dep", waits(6), optional, startTimeout(4))),
 		},
 		{
 			name: "success that takes too long",
 			want: blocked(notResolved("main", "dep", success, "dependency on container dep with condition SUCCESS has timed out."), end{"dep", 6, ""}),
 			define: task(nil, runs("main", "exit 0", after("dep", success)),
-				runs("dep", waits(6), optional, startTimeout(1))),
+				runs("dep", waits(6), optional, startTimeout(4))),
 		},
 		{
 			name: "start knows no timeout", want: exited(end{"main", 0, ""}, end{"dep", 6, ""}),
-			define: task(nil, runs("main", "sleep 2; exit 0", after("dep", start)), runs("dep", waits(6), startTimeout(1))),
+			define: task(nil, runs("main", waits(0), after("dep", start)), runs("dep", waits(6), startTimeout(1))),
+			ends:   "main", when: func(t *testing.T, l *lab, tk types.Task) {
+				ready("dep")(t, l, tk)
+				r := l.containerRuns(t, tk, "main")
+				<-time.After(time.Until(r.Started.Add(2 * time.Second)))
+			},
 		},
 		{
 			name: "waiting of what is not essential",
@@ -198,7 +205,8 @@ func dependencies() []scenario {
 		},
 		{
 			name: "link", want: exited(end{"main", 0, ""}, end{"dep", 5, ""}),
-			define: task(nil, runs("main", "sleep 0.7; exit 0", func(c *types.ContainerDefinition) { c.Links = []string{"dep:other"} }), runs("dep", waits(5))),
+			define: task(nil, runs("main", waits(0), func(c *types.ContainerDefinition) { c.Links = []string{"dep:other"} }), runs("dep", waits(5))),
+			ends:   "main", when: ready("dep"),
 		},
 		{
 			name: "link to one that cannot start", want: blocked(notResolved("main", "dep", start, "dependency did not start"), end{"dep", noExit, absentReason}),

@@ -49,7 +49,7 @@ func TestFakeRuntime(t *testing.T) {
 func fakeLab(t *testing.T) *lab {
 	t.Helper()
 	cluster := acstest.NewLab(t, nil, func(c *cacs.Config) { c.Faults = &cacs.Faults{Alter: hurry} })
-	l := &lab{System: &system.System{Cluster: cluster, ECS: cluster.Operator}, fake: true}
+	l := &lab{System: &system.System{Cluster: cluster, ECS: cluster.Operator}, fake: runtimetest.New()}
 	log := slog.New(slog.DiscardHandler)
 
 	settings, err := config.Load(config.Sources{EnvFiles: []string{}, JSONFile: t.TempDir() + "/none", Environ: []string{
@@ -80,7 +80,7 @@ func fakeLab(t *testing.T) *lab {
 		Store: db,
 		Resources: []engine.Resource{
 			nothing(agenttask.KindCgroup), nothing(agenttask.KindNetwork), nothing(agenttask.KindImage), nothing(agenttask.KindEndpoint),
-			nothing(agenttask.KindVolume), runtimetest.New(),
+			nothing(agenttask.KindVolume), l.fake,
 		},
 		Admission: engine.NewAdmission(engine.Share{CPU: 65536, Memory: 65536}, nil),
 		Settings: plan.Settings{
@@ -180,7 +180,7 @@ func (l *lab) viewOf(arn string) (engine.View, error) {
 
 // events is the agent's event log of a task, for the report of a failure.
 func (l *lab) events(t *testing.T, arn string) string {
-	if l.fake {
+	if l.fake != nil {
 		return ""
 	}
 	return l.On(t).Events(arn)

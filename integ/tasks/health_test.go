@@ -71,7 +71,7 @@ func healthChecks() []scenario {
 				becomes(agenttask.HealthHealthy, "")(t, l, tk)
 				becomes(agenttask.HealthUnhealthy, "")(t, l, tk)
 			},
-			define: task(nil, runs("main", "trap 'exit 1' TERM; echo ready; touch /well; sleep 2; rm /well; "+loop, checked(1, "CMD-SHELL", "test -e /well"))),
+			define: task(nil, runs("main", "trap 'exit 1' TERM; echo ready; touch /well; sleep 6; rm /well; "+loop, checked(1, "CMD-SHELL", "test -e /well"))),
 		},
 		{
 			name: "failures while it starts", want: ok, running: func(t *testing.T, l *lab, tk types.Task) {

@@ -23,23 +23,28 @@ func lifetimes() []scenario {
 		},
 		{
 			name: "essential beside an essential that cannot start", want: neverStarted(absentReason, end{"main", noExit, absentReason}, end{"other", 4, ""}, end{"gate", 0, ""}),
-			define: task(nil, runs("main", "", absent, after("gate", success)), runs("other", waits(4)), runs("gate", "sleep 0.7; exit 0", optional, after("other", start))),
+			define: task(nil, runs("main", "", absent, after("gate", success)), runs("other", waits(4)), runs("gate", waits(0), optional, after("other", start))),
+			ends:   "gate", when: ready("other"),
 		},
 		{
 			name: "optional that cannot start", want: exited(end{"main", 0, ""}, end{"side", noExit, absentReason}),
-			define: task(nil, runs("main", "sleep 2; exit 0"), runs("side", "", optional, absent)),
+			define: task(nil, runs("main", waits(0)), runs("side", "", optional, absent)),
+			ends:   "main", when: optionalStopped("side"),
 		},
 		{
 			name: "first of two essentials", want: exited(end{"main", 1, ""}, end{"other", 2, ""}),
-			define: task(nil, runs("main", "sleep 0.7; exit 1", after("other", start)), runs("other", waits(2))),
+			define: task(nil, runs("main", waits(1), after("other", start)), runs("other", waits(2))),
+			ends:   "main", when: ready("other"),
 		},
 		{
 			name: "second of two essentials", want: exited(end{"main", 1, ""}, end{"other", 2, ""}),
-			define: task(nil, runs("main", waits(1)), runs("other", "sleep 0.7; exit 2", after("main", start))),
+			define: task(nil, runs("main", waits(1)), runs("other", waits(2), after("main", start))),
+			ends:   "other", when: ready("main"),
 		},
 		{
 			name: "essential that ends while others wait for it to complete", want: exited(end{"main", 3, ""}, end{"side", noExit, ""}, end{"long", 5, ""}),
-			define: task(nil, runs("main", "sleep 0.7; exit 3", after("long", start)), runs("side", "exit 0", optional, after("long", complete)), runs("long", waits(5), optional)),
+			define: task(nil, runs("main", waits(3), after("long", start)), runs("side", "exit 0", optional, after("long", complete)), runs("long", waits(5), optional)),
+			ends:   "main", when: ready("long"),
 		},
 		{
 			name: "optionals that fail", want: exited(end{"main", 0, ""}, end{"a", 1, ""}, end{"b", 2, ""}, end{"c", 3, ""}),
@@ -47,7 +52,8 @@ func lifetimes() []scenario {
 		},
 		{
 			name: "deaf companion", want: exited(end{"main", 0, ""}, end{"deaf", 137, ""}),
-			define: task(nil, runs("main", "sleep 0.7; exit 0", after("deaf", start)), runs("deaf", deaf, optional, stopTimeout(1))),
+			define: task(nil, runs("main", waits(0), after("deaf", start)), runs("deaf", deaf, optional, stopTimeout(1))),
+			ends:   "main", when: ready("deaf"),
 		},
 		{
 			name: "stop of one", want: stopped(end{"main", 17, ""}), define: task(nil, runs("main", waits(17))), running: ready("main"),
@@ -75,15 +81,22 @@ func lifetimes() []scenario {
 			name: "stop after what is optional has ended", want: stopped(end{"main", 1, ""}, end{"once", 0, ""}),
 			define: task(nil, runs("main", waits(1)), runs("once", "exit 0", optional)),
 			running: func(t *testing.T, l *lab, tk types.Task) {
-				system.Until(t, 20*time.Second, "the optional container is reported", func() error {
-					return containerIs(l.On(t).Describe(*tk.TaskArn)[0], "once", "STOPPED")
-				})
+				optionalStopped("once")(t, l, tk)
 				ready("main")(t, l, tk)
 				if now := l.On(t).Describe(*tk.TaskArn)[0]; aws.ToString(now.LastStatus) != "RUNNING" {
 					t.Errorf("the task is %s", aws.ToString(now.LastStatus))
 				}
 			},
 		},
+	}
+}
+
+// optionalStopped waits until the cluster knows that a container has stopped.
+func optionalStopped(name string) func(t *testing.T, l *lab, tk types.Task) {
+	return func(t *testing.T, l *lab, tk types.Task) {
+		system.Until(t, 20*time.Second, "container "+name+" is reported", func() error {
+			return containerIs(l.On(t).Describe(*tk.TaskArn)[0], name, "STOPPED")
+		})
 	}
 }
 

@@ -21,7 +21,7 @@ import (
 
 // web is a container that serves a page with its own name.
 func web(name string, port int, ports ...types.PortMapping) types.ContainerDefinition {
-	c := named(name, shell(fmt.Sprintf("mkdir /tmp/www && echo page of %s > /tmp/www/index.html && httpd -p %d -h /tmp/www && %s", name, port, waits(0))))
+	c := named(name, shell(fmt.Sprintf("trap 'exit 0' TERM; mkdir /tmp/www && echo page of %s > /tmp/www/index.html && httpd -p %d -h /tmp/www && %s", name, port, loop)))
 	c.PortMappings = ports
 	return c
 }
@@ -45,7 +45,7 @@ func networks() []scenario {
 			name: "same port twice", want: stopped(end{"main", 0, ""}, end{"other", 0, ""}, end{"client", 0, ""}),
 			define: task(mode(types.NetworkModeBridge),
 				with(web("main", 80, port(80, 8082)), linksTo("other:peer")), web("other", 80, port(80, 8083)),
-				with(named("client", shell(fetch("peer")+"; "+fetch("main")+"; "+waits(0))), linksTo("other:peer", "main"))),
+				with(named("client", shell("trap 'exit 0' TERM; "+fetch("peer")+"; "+fetch("main")+"; "+waits(0))), linksTo("other:peer", "main"))),
 			running: samePortTwice,
 		},
 		{

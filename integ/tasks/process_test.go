@@ -68,7 +68,7 @@ func ends() []scenario {
 		{
 			name: "essential of three", want: exited(end{"main", 3, ""}, end{"second", 5, ""}, end{"third", 6, ""}),
 			define: task(nil,
-				with(shell("sleep 1; exit 3"), func(c *types.ContainerDefinition) {
+				with(shell(waits(3)), func(c *types.ContainerDefinition) {
 					c.DependsOn = []types.ContainerDependency{
 						{ContainerName: aws.String("second"), Condition: types.ContainerConditionStart},
 						{ContainerName: aws.String("third"), Condition: types.ContainerConditionStart},
@@ -77,6 +77,7 @@ func ends() []scenario {
 				named("second", shell(waits(5))),
 				with(named("third", shell(waits(6))), func(c *types.ContainerDefinition) { c.Essential = aws.Bool(false) }),
 			),
+			ends: "main", when: ready("second", "third"),
 		},
 		{
 			name: "other than essential", want: stopped(end{"main", 0, ""}, end{"once", 4, ""}),
@@ -99,12 +100,13 @@ func ends() []scenario {
 		{
 			name: "stop timeout", want: stopped(end{"main", 137, ""}),
 			define: task(nil, with(shell("trap '' TERM; echo ready; while :; do sleep 0.1; done"), func(c *types.ContainerDefinition) {
-				c.StopTimeout = aws.Int32(2)
+				c.StopTimeout = aws.Int32(7)
 			})),
 			running: func(t *testing.T, l *lab, tk types.Task) { l.printed(t, tk, "main", "ready") },
 			ended: func(t *testing.T, _ *lab, tk types.Task) {
-				if took := tk.StoppedAt.Sub(*tk.StoppingAt); took < 2*time.Second || took > 4*time.Second {
-					t.Errorf("stopped after %v, want the stop timeout of 2s", took)
+				// The agent's own setting, that of agentSettings, is shorter.
+				if took := tk.StoppedAt.Sub(*tk.StoppingAt); took < 7*time.Second {
+					t.Errorf("stopped after %v, want the stop timeout of 7s", took)
 				}
 			},
 		},

@@ -11,17 +11,18 @@ import (
 	"berth.dev/berth/integ/system"
 )
 
-// again gives a container a restart policy, whose period is a second.
+// again gives a container a restart policy, whose period is three seconds: long enough for
+// a busy machine to let a program end within it that ends at once.
 func again(ignored ...int32) option {
 	return func(c *types.ContainerDefinition) {
-		c.RestartPolicy = &types.ContainerRestartPolicy{Enabled: aws.Bool(true), IgnoredExitCodes: ignored, RestartAttemptPeriod: aws.Int32(60)}
+		c.RestartPolicy = &types.ContainerRestartPolicy{Enabled: aws.Bool(true), IgnoredExitCodes: ignored, RestartAttemptPeriod: aws.Int32(180)}
 	}
 }
 
 // once is a script that ends with the first code well after the period of a restart
 // policy, and when it is run again at once with the second.
 func once(first, second int) string {
-	return fmt.Sprintf("echo run; test -e /ran && exit %d; touch /ran; sleep 3; exit %d", second, first)
+	return fmt.Sprintf("echo run; test -e /ran && exit %d; touch /ran; sleep 4; exit %d", second, first)
 }
 
 // restarted checks how often a container was started again.
@@ -64,15 +65,15 @@ func restarts() []scenario {
 		},
 		{
 			name: "two restarts", want: exited(end{"main", 8, ""}), ended: restarted(2), output: []string{"run", "run", "run"},
-			define: task(nil, runs("main", "echo run; test -e /two && exit 8; test -e /one && touch /two; touch /one; sleep 3; exit 1", again())),
+			define: task(nil, runs("main", "echo run; test -e /two && exit 8; test -e /one && touch /two; touch /one; sleep 4; exit 1", again())),
 		},
 		{
 			name: "ignored exit code", want: exited(end{"main", 4, ""}), ended: restarted(0),
-			define: task(nil, runs("main", "sleep 3; exit 4", again(3, 4))),
+			define: task(nil, runs("main", "sleep 4; exit 4", again(3, 4))),
 		},
 		{
 			name: "ignored exit code after a restart", want: exited(end{"main", 4, ""}), ended: restarted(1),
-			define: task(nil, runs("main", "test -e /ran && sleep 2; test -e /ran && exit 4; touch /ran; sleep 3; exit 1", again(4))),
+			define: task(nil, runs("main", "test -e /ran && sleep 2; test -e /ran && exit 4; touch /ran; sleep 4; exit 1", again(4))),
 		},
 		{
 			name: "end before the period is over", want: exited(end{"main", 1, ""}), ended: restarted(0),
@@ -80,7 +81,7 @@ func restarts() []scenario {
 		},
 		{
 			name: "policy that is not enabled", want: exited(end{"main", 1, ""}), ended: restarted(0),
-			define: task(nil, runs("main", "sleep 3; exit 1", func(c *types.ContainerDefinition) {
+			define: task(nil, runs("main", "sleep 4; exit 1", func(c *types.ContainerDefinition) {
 				c.RestartPolicy = &types.ContainerRestartPolicy{Enabled: aws.Bool(false), RestartAttemptPeriod: aws.Int32(60)}
 			})),
 		},
@@ -106,7 +107,7 @@ func restarts() []scenario {
 		},
 		{
 			name: "stop of one that was started again twice", want: stopped(end{"main", 137, ""}), running: untilRestarts("main", 2),
-			define: task(nil, runs("main", "test -e /two && "+loop+"; test -e /one && touch /two; touch /one; sleep 3; exit 1", again(), stopTimeout(1))),
+			define: task(nil, runs("main", "test -e /two && "+loop+"; test -e /one && touch /two; touch /one; sleep 4; exit 1", again(), stopTimeout(1))),
 		},
 		{
 			name: "restart beside others", want: exited(end{"main", 3, ""}, end{"second", 4, ""}, end{"third", 5, ""}), ended: restarted(1),
@@ -136,5 +137,5 @@ func restarts() []scenario {
 // comesBack is a script that ends once after the period of a restart policy, and then waits
 // for the stop signal.
 func comesBack(code int) string {
-	return fmt.Sprintf("trap 'exit %d' TERM; test -e /ran && touch /ready; test -e /ready && echo ready; test -e /ready || touch /ran; test -e /ready || sleep 2; test -e /ready || exit 1; %s", code, loop)
+	return fmt.Sprintf("trap 'exit %d' TERM; test -e /ran && touch /ready; test -e /ready && echo ready; test -e /ready || touch /ran; test -e /ready || sleep 4; test -e /ready || exit 1; %s", code, loop)
 }

@@ -188,6 +188,7 @@ func secrets() []scenario {
 // the arguments of processes.
 func noTrace(t *testing.T, l *lab, tk types.Task) {
 	canaries := []string{roleSecret, roleToken, "parameter-value", "far-value", "new-user", "old-user", "file one", "secret-password", "other-password", "known-password", "ecr-token"}
+	l.printed(t, tk, "main", "ready")
 	searched := 0
 	search := func(where string, data []byte) {
 		searched += len(data)

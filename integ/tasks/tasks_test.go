@@ -18,12 +18,16 @@ package tasks
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
 	"path/filepath"
 	"regexp"
+	"strconv"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -34,6 +38,7 @@ import (
 
 	"berth.dev/berth/agent/engine"
 	"berth.dev/berth/agent/runtime/logfile"
+	"berth.dev/berth/agent/runtime/runtimetest"
 	services "berth.dev/berth/integ/aws"
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/system"
@@ -45,7 +50,7 @@ func TestMain(m *testing.M) { host.Main(m) }
 // lab is a system with what scenarios share.
 type lab struct {
 	*system.System
-	fake     bool                                 // its containers exist only in memory
+	fake     *runtimetest.Fake                    // its containers exist only in memory; nil if they are real
 	view     func(arn string) (engine.View, bool) // of the agent in this process; nil asks the agent's socket
 	registry *testimage.Registry
 	services *services.Server // of AWS
@@ -64,7 +69,12 @@ type scenario struct {
 	// waiting is called at once, of a task that does not become RUNNING, which is stopped
 	// afterwards.
 	waiting func(t *testing.T, l *lab, tk types.Task)
-	want    outcome
+	// ends names a container that ends by itself, with the code that it waits for, as soon
+	// as when says so: the test signals it behind the agent's back. How long the others
+	// take to get ready does not matter then.
+	ends string
+	when func(t *testing.T, l *lab, tk types.Task)
+	want outcome
 	// output is what the container "main" must have printed, one string a line.
 	output []string
 	// ended looks at a task that has stopped.
@@ -137,6 +147,10 @@ func (l *lab) play(t *testing.T, sc scenario) {
 		sc.running(t, l, d.Wait("RUNNING", 30*time.Second, arn)[0])
 	case sc.waiting != nil:
 		sc.waiting(t, l, d.Describe(arn)[0])
+	case sc.ends != "":
+		tk := d.Describe(arn)[0]
+		sc.when(t, l, tk)
+		l.terminate(t, tk, sc.ends)
 	}
 	if sc.running != nil || sc.waiting != nil {
 		if _, err := l.ECS.StopTask(context.Background(), &ecs.StopTaskInput{Task: &arn, Reason: aws.String(stopReason)}); err != nil {
@@ -147,15 +161,55 @@ func (l *lab) play(t *testing.T, sc scenario) {
 	if diff := cmp.Diff(sc.want, l.outcomeOf(tk)); diff != "" {
 		t.Errorf("outcome (-want +got):\n%s\n%s\n%s", diff, system.Explain(tk), l.events(t, arn))
 	}
-	if !l.fake {
+	if l.fake == nil {
 		inOrder(t, tk)
 	}
-	if sc.output != nil && !l.fake {
+	if sc.output != nil && l.fake == nil {
 		l.prints(t, tk, sc.output)
 	}
 	if sc.ended != nil {
 		sc.ended(t, l, tk)
 	}
+}
+
+// terminate sends SIGTERM to the first process of a container.
+func (l *lab) terminate(t *testing.T, tk types.Task, name string) {
+	t.Helper()
+	ready(name)(t, l, tk) // before that nothing handles the signal
+	r := l.containerRuns(t, tk, name)
+	if l.fake != nil {
+		v, err := l.viewOf(*tk.TaskArn)
+		if err == nil {
+			err = l.fake.Stop(t.Context(), v.Task, name, r.Handle)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	var h struct{ Cgroup string }
+	if err := json.Unmarshal(r.Handle, &h); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join("/sys/fs/cgroup/pids", h.Cgroup, "cgroup.procs"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, pid := range strings.Fields(string(b)) {
+		status, err := os.ReadFile("/proc/" + pid + "/status")
+		if err != nil || !regexp.MustCompile(`(?m)^NSpid:.*\t1$`).Match(status) {
+			continue
+		}
+		n, err := strconv.Atoi(pid)
+		if err == nil {
+			err = syscall.Kill(n, syscall.SIGTERM)
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	t.Fatalf("container %s has no first process among %q", name, b)
 }
 
 // launch runs one task.

@@ -173,8 +173,8 @@ func volumeRows() []scenario {
 				return task(func(in *ecs.RegisterTaskDefinitionInput) {
 					in.EphemeralStorage = &types.EphemeralStorage{SizeInGiB: 21}
 					in.Volumes = []types.Volume{{Name: aws.String("scratch")}}
-				}, with(mounts(shell("sleep 1; "+fill("layer", "/x")+fill("volume", "/v/x")+`grep ^app: /etc/passwd; wget -q -O - $ECS_CONTAINER_METADATA_URI_V4/task | grep -o '"Reserved":[0-9]*'`), "scratch:/v"), after("neighbour", start)),
-					named("neighbour", shell("trap 'exit 0' TERM; while :; do echo x > /x || exit 1; sleep 0.05; done")))(l)
+				}, with(mounts(shell(fill("layer", "/x")+fill("volume", "/v/x")+`grep ^app: /etc/passwd; wget -q -O - $ECS_CONTAINER_METADATA_URI_V4/task | grep -o '"Reserved":[0-9]*'`), "scratch:/v"), after("neighbour", healthy)),
+					runs("neighbour", "trap 'exit 0' TERM; while :; do echo x > /x || exit 1; sleep 0.05; done", checked(1, "CMD-SHELL", "test -s /x")))(l)
 			},
 		},
 		{

@@ -214,6 +214,9 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	dir := strings.TrimSuffix(string(line), "\n")
 	l := &logger{c}
 	st, err := s.stream(ctx, dir, l)
+	if errors.Is(err, errEnding) {
+		return // the logger finds the next shipper, or starts it
+	}
 	if err != nil {
 		s.c.Log.Warn("a log cannot be sent", "dir", dir, "err", err)
 		l.tell(link.Known) // the logger need not wait
@@ -237,6 +240,9 @@ func (s *Server) serve(ctx context.Context, c net.Conn) {
 	}
 }
 
+// errEnding is of a shipper that takes no more logs.
+var errEnding = errors.New("the shipper is ending")
+
 // stream finds or starts the stream of a log directory, and adds a logger to it.
 func (s *Server) stream(ctx context.Context, dir string, l *logger) (*stream, error) {
 	rel, err := filepath.Rel(s.c.Logs, dir)
@@ -250,7 +256,7 @@ func (s *Server) stream(ctx context.Context, dir string, l *logger) (*stream, er
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
-		return nil, errors.New("the shipper is ending")
+		return nil, errEnding
 	}
 	st := s.streams[dir]
 	if st == nil {

@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"io"
 	"fmt"
 	"log/slog"
 	"net"
@@ -275,6 +276,41 @@ func TestLoggerThatNamesAnotherDirectory(t *testing.T) {
 		if st, err := s.stream(t.Context(), dir, nil); err == nil {
 			t.Errorf("%q is taken: %v", dir, st)
 		}
+	}
+}
+
+// TestLoggerThatMeetsTheEnd is not told that its log is known: it would end, and nobody
+// would send what it wrote.
+func TestLoggerThatMeetsTheEnd(t *testing.T) {
+	h := newHost(t, "127.0.0.1:1", nil)
+	s := New(Config{Run: h.run, Logs: h.root, Log: slog.New(slog.DiscardHandler)})
+	s.closed = true
+	mine, other := net.Pipe()
+	done := make(chan struct{})
+	go func() { defer close(done); s.serve(t.Context(), other) }()
+	if _, err := io.WriteString(mine, h.dir+"\n"); err != nil {
+		t.Fatal(err)
+	}
+	if b, err := io.ReadAll(mine); len(b) > 0 || err != nil {
+		t.Errorf("it is told %q, %v", b, err)
+	}
+	<-done
+}
+
+// TestLoggerThatComesAndGoes between two looks has written something nevertheless.
+func TestLoggerThatComesAndGoes(t *testing.T) {
+	st := newStream(t.TempDir(), &logs.Stream{}, Place{})
+	if st.look() || st.live() {
+		t.Error("a log without a logger is live")
+	}
+	l := &logger{}
+	st.join(l)
+	st.leave(l)
+	if !st.live() {
+		t.Error("nobody looks at what it wrote")
+	}
+	if st.look() || st.live() {
+		t.Error("it is live after a look")
 	}
 }
 

@@ -55,8 +55,8 @@ type stream struct {
 
 	mu      sync.Mutex
 	loggers map[*logger]bool
+	joined  bool      // a logger has come since look
 	marks   []*logger // to be answered when the end of the log has been sent
-	reached int       // how many of them are covered by the last end that was seen
 }
 
 func newStream(dir string, spec *logs.Stream, at Place) *stream {
@@ -78,7 +78,7 @@ func (s *stream) poke() {
 func (s *stream) join(l *logger) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.loggers[l] = true
+	s.loggers[l], s.joined = true, true
 	s.poke()
 }
 
@@ -96,9 +96,19 @@ func (s *stream) mark(l *logger) {
 	s.poke()
 }
 
+// live reports whether more may be written, or a logger has come since look: one may come,
+// write and leave between two looks.
 func (s *stream) live() bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	return len(s.loggers) > 0 || s.joined
+}
+
+// look reports whether there is a logger. The log has to be read after it.
+func (s *stream) look() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.joined = false
 	return len(s.loggers) > 0
 }
 
@@ -107,7 +117,7 @@ func (s *stream) live() bool {
 func (s *stream) run(ctx context.Context) bool {
 	defer s.close()
 	for {
-		live := s.live() // asked before the log is read: what is written before it goes is seen
+		live := s.look() // asked before the log is read: what is written before it goes is seen
 		n := s.marked()
 		end, err := s.fill()
 		switch {

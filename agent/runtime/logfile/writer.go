@@ -1,6 +1,7 @@
 package logfile
 
 import (
+	"bytes"
 	"errors"
 	"os"
 	"strconv"
@@ -69,15 +70,14 @@ func NewWriter(path string, maxBytes int64, files int) *Writer {
 func (w *Writer) Write(stream string, at time.Time, lines ...[]byte) {
 	for len(lines) > 0 {
 		w.mu.Lock()
-		n, err := w.some(stream, at, lines)
+		stored, failed, err := w.some(stream, at, lines)
 		w.mu.Unlock()
-		if err != nil && w.Again != nil && w.Again(err) {
+		lines = lines[stored:]
+		if err == nil || w.Again != nil && w.Again(err) {
 			continue
 		}
-		if err != nil {
-			w.drop(n, err)
-		}
-		lines = lines[n:]
+		w.drop(failed, err)
+		lines = lines[failed:]
 	}
 }
 
@@ -89,16 +89,17 @@ func (w *Writer) drop(n int, err error) {
 }
 
 // some stores as many lines as one file has room for, at least one, and returns their
-// number. With an error none of them is stored.
-func (w *Writer) some(stream string, at time.Time, lines [][]byte) (int, error) {
-	noted := uint64(0)
+// number. With an error it returns as well how many of the lines after those were not
+// stored for it.
+func (w *Writer) some(stream string, at time.Time, lines [][]byte) (stored, failed int, err error) {
+	notes := 0
 	w.buf = w.buf[:0]
 	if w.dropped > 0 {
 		note := "berth-logger: " + strconv.FormatUint(w.dropped, 10) + " lines lost: " + w.reason + "\n"
 		w.buf = appendEntry(w.buf, StreamNote, at, []byte(note))
-		noted = 1
+		notes = 1
 	}
-	err := w.open()
+	err = w.open()
 	room, n := w.maxBytes-w.size, 0
 	for ; n < len(lines); n++ {
 		mark := len(w.buf)
@@ -112,15 +113,16 @@ func (w *Writer) some(stream string, at time.Time, lines [][]byte) (int, error) 
 		}
 		room = w.maxBytes - maxHead // of the next file
 	}
+	entries := 0
 	if err == nil {
-		err = w.append()
+		entries, err = w.append()
 	}
-	if err != nil {
-		return n, err
+	w.entries += uint64(entries)
+	if entries >= notes && notes > 0 {
+		w.dropped = 0
 	}
-	w.dropped = 0
-	w.entries += uint64(n) + noted
-	return n, nil
+	stored = max(0, entries-notes)
+	return stored, n - stored, err
 }
 
 // Dropped is how many entries were lost since the last one that was stored.
@@ -143,25 +145,27 @@ func (w *Writer) Close() error {
 	return err
 }
 
-// append writes w.buf to the open file or the next one, whole or not at all.
-func (w *Writer) append() error {
+// append writes the entries of w.buf to the open file or the next one, and returns how many
+// it has stored: all of them, or with an error those that fitted whole.
+func (w *Writer) append() (int, error) {
 	if w.size > w.head && w.size+int64(len(w.buf)) > w.maxBytes {
 		if err := w.rotate(); err != nil {
-			return err
+			return 0, err
 		}
 	}
 	n, err := w.f.Write(w.buf)
-	if err != nil {
-		if n > 0 {
-			// A torn entry would make the file unreadable from there on.
-			if terr := w.f.Truncate(w.size); terr != nil {
-				w.size += int64(n)
-			}
+	if err != nil && n > 0 {
+		// A torn entry would make the file unreadable from there on. Entries that are
+		// there whole stay: a reader may have passed them, and would never come back
+		// to what was written in their place.
+		whole := bytes.LastIndexByte(w.buf[:n], '\n') + 1
+		if terr := w.f.Truncate(w.size + int64(whole)); terr == nil {
+			n = whole
 		}
-		return err
+		w.buf = w.buf[:whole]
 	}
 	w.size += int64(n)
-	return nil
+	return bytes.Count(w.buf[:min(n, len(w.buf))], []byte{'\n'}), err
 }
 
 func (w *Writer) open() error {
@@ -209,17 +213,8 @@ func (w *Writer) begin(f *os.File) error {
 }
 
 func (w *Writer) rotate() error {
-	if w.files == 1 {
-		if err := w.f.Truncate(0); err != nil {
-			return err
-		}
-		return w.begin(w.f)
-	}
 	w.packing.Wait()
-	if err := w.shift(); err != nil {
-		return err
-	}
-	if err := os.Rename(w.path, Rotated(w.path, 1)); err != nil && !os.IsNotExist(err) {
+	if err := w.retire(); err != nil && !os.IsNotExist(err) {
 		return err
 	}
 	err := w.f.Close()
@@ -227,13 +222,25 @@ func (w *Writer) rotate() error {
 	if err != nil {
 		return err
 	}
-	if w.Compress {
+	if w.Compress && w.files > 1 {
 		w.packing.Go(func() {
 			// What cannot be compressed stays as it is and is rotated like the others.
 			_ = pack(Rotated(w.path, 1))
 		})
 	}
 	return w.open()
+}
+
+// retire makes the open file the newest rotated one. Where one file is all there is to be,
+// it is removed rather than emptied: readers tell a new file by that it is another one.
+func (w *Writer) retire() error {
+	if w.files == 1 {
+		return os.Remove(w.path)
+	}
+	if err := w.shift(); err != nil {
+		return err
+	}
+	return os.Rename(w.path, Rotated(w.path, 1))
 }
 
 // shift makes room for another rotated file.

@@ -1,0 +1,39 @@
+// Package await has the waits of tests for what other processes do.
+package await
+
+import (
+	"testing"
+	"time"
+)
+
+// patience is how many times longer than on a machine that has nothing else to do a wait
+// may take. Tests are no measurements: the limit of a wait is there so that a test ends
+// which would wait for ever, and a slow disk or a busy processor is no defect of ours.
+// Figures are the matter of the benchmarks.
+const patience = 8
+
+// interval is how often a condition is looked at.
+const interval = 5 * time.Millisecond
+
+// Until waits for a condition, and fails the test with what the condition said last when
+// it does not come true. limit is what that takes at most on a machine with nothing else
+// to do.
+func Until(t testing.TB, limit time.Duration, what string, condition func() error) {
+	t.Helper()
+	limit *= patience
+	end := time.NewTimer(limit)
+	defer end.Stop()
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for {
+		err := condition()
+		if err == nil {
+			return
+		}
+		select {
+		case <-end.C:
+			t.Fatalf("%s: not within %v: %v", what, limit, err)
+		case <-tick.C:
+		}
+	}
+}
