@@ -105,7 +105,7 @@ func TestSecurityGroups(t *testing.T) {
 	// A connection outlives the rule that let it in.
 	var conn net.Conn
 	if err := enitest.In(client, func() (err error) {
-		conn, err = net.DialTimeout("tcp4", serverAddr.String()+":80", time.Second)
+		conn, err = net.DialTimeout("tcp4", serverAddr.String()+":80", time.Minute)
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -113,7 +113,7 @@ func TestSecurityGroups(t *testing.T) {
 	defer conn.Close()
 	set(nil)
 	want("rule revoked", client, 80, false)
-	if err := conn.SetDeadline(time.Now().Add(2 * time.Second)); err != nil {
+	if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {
 		t.Fatal(err)
 	}
 	if _, err := fmt.Fprintln(conn, "still here"); err != nil {
@@ -153,7 +153,7 @@ func TestPoolLeavesNothing(t *testing.T) {
 func TestAwaitSeesADeviceThatComes(t *testing.T) {
 	enitest.Root(t)
 	mac := net.HardwareAddr{2, 7, 7, 7, 7, 7}
-	ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
 	found := make(chan string, 1)
 	go func() {

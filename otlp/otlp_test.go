@@ -66,7 +66,7 @@ func (r *receiver) next(t *testing.T) *collector.ExportMetricsServiceRequest {
 	select {
 	case m := <-r.got:
 		return m
-	case <-time.After(30 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("nothing was pushed")
 		return nil
 	}
@@ -174,7 +174,7 @@ func (l *logged) String() string {
 
 func (l *logged) wait(t *testing.T, what string) {
 	t.Helper()
-	limit := time.After(30 * time.Second)
+	limit := time.After(2 * time.Minute)
 	tick := time.NewTicker(time.Millisecond)
 	defer tick.Stop()
 	for !strings.Contains(l.String(), what) {

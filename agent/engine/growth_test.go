@@ -97,7 +97,7 @@ func play(t *testing.T, e *engine.Engine, i int) {
 	e.Accept(task.Stored{Task: tk, Known: &task.Known{Desired: task.StatusRunning, Received: time.Now()}})
 	tick := time.NewTicker(200 * time.Microsecond)
 	defer tick.Stop()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for known := true; known; _, known = e.Known(tk.ARN) {
 		if time.Now().After(deadline) {
 			v, _ := e.View(tk.ARN)

@@ -528,7 +528,7 @@ func TestManyStopsShareTime(t *testing.T) {
 	if err := errors.Join(in.Payload(t.Context(), payload("m-1", 1, start...), w), in.Payload(t.Context(), payload("m-2", 2, stop...), w)); err != nil {
 		t.Fatal(err)
 	}
-	if d := time.Since(begin); d > 5*time.Second {
+	if d := time.Since(begin); d > time.Minute {
 		t.Errorf("took %v", d)
 	}
 	if r := w.Running(); len(r) != 0 {

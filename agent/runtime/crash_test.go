@@ -18,7 +18,7 @@ import (
 // eventually waits for something that must happen soon.
 func eventually(t *testing.T, what string, ok func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
 		if ok() {
 			return
 		}
@@ -53,7 +53,7 @@ func (exits) await(t *testing.T, c <-chan struct{}) {
 	t.Helper()
 	select {
 	case <-c:
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the observer does not connect")
 	}
 }
@@ -63,7 +63,7 @@ func (e exits) next(t *testing.T) string {
 	select {
 	case s := <-e.seen:
 		return s
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("no end was observed")
 		return ""
 	}

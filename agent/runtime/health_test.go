@@ -51,7 +51,7 @@ func TestCheckAfterOneThatWasLeftBehind(t *testing.T) {
 		}()
 		probe := *tk
 		probe.Containers = append([]task.Container(nil), tk.Containers...)
-		deadline := time.Now().Add(20 * time.Second)
+		deadline := time.Now().Add(2 * time.Minute)
 		for len(globs(n.cfg.StateDir+"/health-*")) == 0 {
 			if time.Now().After(deadline) {
 				t.Fatal("the check was not begun")

@@ -187,7 +187,7 @@ func (n *node) run(t testing.TB, tk *task.Task, name string) task.Handle {
 // ready waits until the probe program says that it handles signals.
 func (n *node) ready(t testing.TB, tk *task.Task, name string) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Minute)
 	defer cancel()
 	err := logfile.Read(ctx, n.LogPath(tk.ID(), name), logfile.Options{Tail: -1, Follow: true}, func(e logfile.Entry) error {
 		if e.Log == "ready\n" {
@@ -205,7 +205,7 @@ var errReady = errors.New("ready")
 // ended waits for the container's end.
 func (n *node) ended(t testing.TB, tk *task.Task, name string, h task.Handle) task.Exit {
 	t.Helper()
-	for deadline := time.Now().Add(20 * time.Second); time.Now().Before(deadline); {
+	for deadline := time.Now().Add(2 * time.Minute); time.Now().Before(deadline); {
 		o, err := n.set.Probe(t.Context(), tk, name, h)
 		if err != nil {
 			t.Fatal(err)

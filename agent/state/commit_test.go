@@ -248,7 +248,7 @@ func hold(t *testing.T, db *DB) (release func()) {
 // queued waits until n requests wait for the committer.
 func queued(t *testing.T, db *DB, n int) {
 	t.Helper()
-	deadline := time.Now().Add(10 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	for {
 		db.mu.Lock()
 		have := len(db.queue)

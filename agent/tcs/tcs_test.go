@@ -103,7 +103,7 @@ func (s *service) requests() []*wire.PublishMetricsRequest {
 // wait waits for n more requests.
 func (s *service) wait(t *testing.T, n int) {
 	t.Helper()
-	limit := time.After(10 * time.Second)
+	limit := time.After(time.Minute)
 	for range n {
 		select {
 		case <-s.heard:

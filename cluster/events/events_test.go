@@ -22,7 +22,7 @@ import (
 	"berth.dev/berth/cluster/store"
 )
 
-const patience = 20 * time.Second
+const patience = 2 * time.Minute
 
 func openStore(t *testing.T) *store.Store {
 	t.Helper()

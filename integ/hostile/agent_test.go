@@ -81,7 +81,7 @@ func (e *enemy) session(t *testing.T) *websocket.Conn {
 	select {
 	case c := <-e.conns:
 		return c
-	case <-time.After(20 * time.Second):
+	case <-time.After(2 * time.Minute):
 		t.Fatal("the agent did not open a session")
 		return nil
 	}
@@ -101,7 +101,7 @@ func (e *enemy) wait(t *testing.T, what string) {
 
 func send(t *testing.T, c *websocket.Conn, frame []byte) {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	if err := c.Write(ctx, websocket.MessageText, frame); err != nil {
 		t.Fatalf("send %.60q: %v", frame, err)

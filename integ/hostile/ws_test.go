@@ -43,7 +43,7 @@ func newIntruder(t *testing.T, l *lab.Lab) *intruder {
 
 // dial opens a session for an instance; a refusal is its HTTP status.
 func (i *intruder) dial(k cluster.Key, instance, clusterName string) (*websocket.Conn, int, error) {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	q := url.Values{"containerInstanceArn": {instance}, "clusterArn": {clusterName}, "agentVersion": {"1.86.0"}, "agentHash": {"x"}, "seqNum": {"1"}, "sendCredentials": {"true"}, "protocolVersion": {"2"}}
 	req, err := i.l.Request(http.MethodGet, "/ws?"+q.Encode(), nil)
@@ -97,7 +97,7 @@ func (c line) hangUp() {
 
 // send sends a frame; false means that the server has ended the session.
 func (c line) send(kind websocket.MessageType, frame []byte) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	select {
 	case <-c.ended:
@@ -172,7 +172,7 @@ func TestHostileFrames(t *testing.T) {
 		c.send(websocket.MessageText, []byte(strings.Repeat("x", 3<<20)))
 		select {
 		case <-c.ended:
-		case <-time.After(20 * time.Second):
+		case <-time.After(2 * time.Minute):
 			t.Error("a frame of 3 MiB did not end the session")
 		}
 		c.hangUp()

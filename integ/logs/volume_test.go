@@ -208,7 +208,7 @@ func TestDeadDestinationStopsNobody(t *testing.T) {
 	k := r.container("syslog", map[string]string{"syslog-address": "tcp://" + refusing(t)})
 	began := time.Now()
 	lines := pour(k, 16<<20, 100)
-	if took := time.Since(began); took > 20*time.Second {
+	if took := time.Since(began); took > 2*time.Minute {
 		t.Errorf("16 MiB took %v", took)
 	}
 	await.Until(t, soon, "why nothing is sent is written down", func() error {
@@ -342,7 +342,7 @@ func TestFullDiskStopsNobody(t *testing.T) {
 	}
 	began := time.Now()
 	pour(k, 8<<20, 100)
-	if took := time.Since(began); took > 20*time.Second {
+	if took := time.Since(began); took > 2*time.Minute {
 		t.Errorf("it took %v", took)
 	}
 	if err := os.Remove(ballast); err != nil {

@@ -123,7 +123,7 @@ func logs() []scenario {
 			ended: func(t *testing.T, _ *lab, _ types.Task) {
 				defer datagrams.Close()
 				b := make([]byte, 1000)
-				if err := datagrams.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				if err := datagrams.SetReadDeadline(time.Now().Add(2 * time.Minute)); err != nil {
 					t.Fatal(err)
 				}
 				n, _, err := datagrams.ReadFrom(b)
@@ -206,7 +206,7 @@ func logs() []scenario {
 					if !strings.HasPrefix(s, "Splunk parameter-value {") || !strings.Contains(s, `"line":"to the collector"`) {
 						t.Errorf("got %s", s)
 					}
-				case <-time.After(20 * time.Second):
+				case <-time.After(2 * time.Minute):
 					t.Error("nothing came")
 				}
 			},

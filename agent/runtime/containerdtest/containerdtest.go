@@ -146,7 +146,7 @@ func (d *Daemon) Up() {
 		d.t.Fatal(err)
 	}
 	defer c.Close()
-	for deadline := time.Now().Add(20 * time.Second); ; {
+	for deadline := time.Now().Add(2 * time.Minute); ; {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 		_, err := c.Version(ctx)
 		cancel()
@@ -170,7 +170,7 @@ func (d *Daemon) Kill() {
 	if err := d.cmd.Process.Kill(); err != nil && !strings.Contains(err.Error(), "finished") {
 		d.t.Fatal(err)
 	}
-	for deadline := time.Now().Add(10 * time.Second); syscall.Kill(d.cmd.Process.Pid, 0) == nil; {
+	for deadline := time.Now().Add(2 * time.Minute); syscall.Kill(d.cmd.Process.Pid, 0) == nil; {
 		if time.Now().After(deadline) {
 			d.t.Fatal("containerd does not end")
 		}

@@ -64,7 +64,7 @@ func Suite(t *testing.T, open func(t *testing.T) Harness) {
 }
 
 // wait is how long the suite waits for something that must happen.
-const wait = 20 * time.Second
+const wait = 2 * time.Minute
 
 // watcher collects observed exits.
 type watcher struct {

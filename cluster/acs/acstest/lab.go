@@ -182,7 +182,7 @@ func (l *Lab) ended(what string, ctx context.Context, err error) {
 // WaitFor fails the test unless the condition holds within a bounded time.
 func WaitFor(t testing.TB, what string, holds func() bool) {
 	t.Helper()
-	deadline := time.Now().Add(20 * time.Second)
+	deadline := time.Now().Add(2 * time.Minute)
 	tick := time.NewTicker(2 * time.Millisecond)
 	defer tick.Stop()
 	for !holds() {
