@@ -31,6 +31,10 @@ var _ engine.Checker = (*Containers)(nil)
 // next, and so it is found and killed.
 const healthExec = "health"
 
+// healthNames is how many names the processes of a container's health checks can have: runc
+// that is killed while it starts one leaves a file which takes the name for ever.
+const healthNames = 4
+
 // Limits of health checks besides those of their definition.
 const (
 	checkEnds    = 5 * time.Second // a killed check is gone after this
@@ -59,8 +63,13 @@ func (s *Containers) Check(ctx context.Context, t *task.Task, name string, raw t
 		return task.Check{}, classify(fmt.Errorf("output of the health check of container %s: %w", h.ID, err), "")
 	}
 	defer out.remove()
-	e := &execution{c: s.c, h: h, limit: def.Config.Healthcheck.Limit()}
-	check, err := e.run(ctx, process, out)
+	e := &execution{c: s.c, h: h, limit: def.Config.Healthcheck.Limit(), id: healthExec}
+	check, taken, err := e.run(ctx, process, out.path)
+	for n := 1; taken && n < healthNames; n++ {
+		e.id, e.pid = fmt.Sprintf("%s-%d", healthExec, n), 0
+		check, taken, err = e.run(ctx, process, out.path)
+	}
+	check.Output += out.text()
 	if err == nil && check.ExitCode != 0 && !s.c.running(ctx, h.ID) {
 		err = unavailable(fmt.Errorf("container %s ended during its health check", h.ID))
 	}
@@ -92,49 +101,51 @@ type execution struct {
 	c     *Client
 	h     handle
 	limit time.Duration
+	id    string // of the process
 	pid   uint32
 }
 
-func (e *execution) run(ctx context.Context, p *specs.Process, out *output) (check task.Check, err error) {
+// run runs the check once; taken means that it was not run, because its process cannot have
+// its name.
+func (e *execution) run(ctx context.Context, p *specs.Process, stdout string) (check task.Check, taken bool, err error) {
 	check.Start = time.Now()
 	limited, cancel := context.WithTimeout(ctx, e.limit)
 	defer cancel()
-	if err := e.create(limited, p, out.path); err != nil {
+	if err := e.create(limited, p, stdout); err != nil {
 		if late(ctx, limited) {
 			err = unavailable(err)
 		}
-		return check, err
+		return check, false, err
 	}
 	defer func() {
 		if derr := e.delete(ctx); derr != nil {
 			err = errors.Join(err, derr)
 		}
-		check.Output += out.text()
 	}()
-	r, err := e.c.tasks.Start(limited, &tasks.StartRequest{ContainerID: e.h.ID, ExecID: healthExec})
+	r, err := e.c.tasks.Start(limited, &tasks.StartRequest{ContainerID: e.h.ID, ExecID: e.id})
 	if err != nil {
 		if late(ctx, limited) {
-			return check, unavailable(err) // the runtime was slow, which says nothing about the container
+			return check, false, unavailable(err) // the runtime was slow, which says nothing about the container
 		}
 		switch classOf(err) {
 		case task.Unavailable, task.NotFound, task.Canceled:
-			return check, err
+			return check, false, err
 		}
 		// It cannot be run in this container, which is a failure like any other.
 		check.ExitCode, check.Output = checkFailure, native(err).Error()
-		return check, nil
+		return check, strings.Contains(check.Output, "/."+e.id+".pid: file exists"), nil
 	}
 	e.pid = r.Pid
-	w, err := e.c.tasks.Wait(limited, &tasks.WaitRequest{ContainerID: e.h.ID, ExecID: healthExec})
+	w, err := e.c.tasks.Wait(limited, &tasks.WaitRequest{ContainerID: e.h.ID, ExecID: e.id})
 	switch {
 	case err == nil:
 		check.ExitCode = int(w.ExitStatus)
-		return check, nil
+		return check, false, nil
 	case late(ctx, limited):
 		check.ExitCode, check.Output = checkFailure, fmt.Sprintf("Health check exceeded timeout (%v): ", e.limit)
-		return check, nil
+		return check, false, nil
 	default:
-		return check, err
+		return check, false, err
 	}
 }
 
@@ -153,12 +164,12 @@ func (e *execution) create(ctx context.Context, p *specs.Process, stdout string)
 	if err != nil {
 		return err
 	}
-	req := &tasks.ExecProcessRequest{ContainerID: e.h.ID, ExecID: healthExec, Stdout: stdout, Stderr: stdout, Spec: packed}
+	req := &tasks.ExecProcessRequest{ContainerID: e.h.ID, ExecID: e.id, Stdout: stdout, Stderr: stdout, Spec: packed}
 	_, err = e.c.tasks.Exec(ctx, req)
 	if !isExists(err) {
 		return err
 	}
-	if r, gerr := e.c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: e.h.ID, ExecID: healthExec}); gerr == nil {
+	if r, gerr := e.c.tasks.Get(ctx, &tasks.GetRequest{ContainerID: e.h.ID, ExecID: e.id}); gerr == nil {
 		e.pid = r.Process.Pid
 	}
 	if err := e.delete(ctx); err != nil {
@@ -173,7 +184,7 @@ func (e *execution) create(ctx context.Context, p *specs.Process, stdout string)
 func (e *execution) delete(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), checkEnds)
 	defer cancel()
-	req := &tasks.DeleteProcessRequest{ContainerID: e.h.ID, ExecID: healthExec}
+	req := &tasks.DeleteProcessRequest{ContainerID: e.h.ID, ExecID: e.id}
 	for {
 		_, err := e.c.tasks.DeleteProcess(ctx, req)
 		if err == nil || isNotFound(err) {
@@ -197,7 +208,7 @@ func (e *execution) delete(ctx context.Context) error {
 // kill ends the check and what it started: the processes of the container that are in
 // its session. What left that on purpose is the container's own affair.
 func (e *execution) kill(ctx context.Context) error {
-	_, err := e.c.tasks.Kill(ctx, &tasks.KillRequest{ContainerID: e.h.ID, ExecID: healthExec, Signal: uint32(syscall.SIGKILL)})
+	_, err := e.c.tasks.Kill(ctx, &tasks.KillRequest{ContainerID: e.h.ID, ExecID: e.id, Signal: uint32(syscall.SIGKILL)})
 	if err != nil && !gone(err) {
 		return err
 	}

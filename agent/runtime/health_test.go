@@ -68,5 +68,18 @@ func TestCheckAfterOneThatWasLeftBehind(t *testing.T) {
 		if err != nil || c.ExitCode != 0 {
 			t.Errorf("the next check: %+v %v", c, err)
 		}
+		// What runc leaves that is killed while it starts a check takes the check's name.
+		bundles := globs(filepath.Join(n.daemon.Dir, "state", "io.containerd.runtime.v2.task", "*", r.RuntimeID))
+		if len(bundles) != 1 {
+			t.Fatalf("the container's directory is one of %q", bundles)
+		}
+		if err := os.WriteFile(filepath.Join(bundles[0], ".health.pid"), nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			if c, err := n.set.Check(t.Context(), &probe, "main", r.Handle); err != nil || c.ExitCode != 0 {
+				t.Errorf("a check whose name is taken: %+v %v", c, err)
+			}
+		}
 	})
 }

@@ -72,7 +72,8 @@ func agentSettings(t *testing.T, files string) []string {
 	return []string{
 		"BERTH_SECCOMP_DIR=" + files,
 		"ECS_ENABLE_GPU_SUPPORT=true", "BERTH_GPU_KIND=example.com/gpu", "BERTH_CDI_DIRS=" + files,
-		"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10s", "ECS_CONTAINER_STOP_TIMEOUT=5s",
+		// Rows look into the logs of tasks that have ended, on a busy machine some seconds later.
+		"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=20s", "ECS_CONTAINER_STOP_TIMEOUT=5s",
 		"BERTH_LOG_FILE_SIZE=4096", "BERTH_LOG_FILES=3",
 		"ECS_DYNAMIC_HOST_PORT_RANGE=40000-40099",
 	}
