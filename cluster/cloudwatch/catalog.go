@@ -49,6 +49,7 @@ var catalog = func() []metric {
 	list := []metric{
 		{namespaceECS, "CPUReservation", series.Cluster, series.CPUReservation, percent},
 		{namespaceECS, "MemoryReservation", series.Cluster, series.MemoryReservation, percent},
+		{namespaceECS, "GPUReservation", series.Cluster, series.GPUReservation, percent},
 		{namespaceECS, "CPUUtilization", series.Cluster, series.CPUUtilization, percent},
 		{namespaceECS, "MemoryUtilization", series.Cluster, series.MemoryUtilization, percent},
 		{namespaceECS, "CPUUtilization", series.Service, series.CPUUtilization, percent},

@@ -55,6 +55,7 @@ const (
 	Instances
 	StorageUtilized // bytes of the task's own storage
 	VolumeUtilized  // percent of the fullest block volume
+	GPUReservation  // percent of what is registered
 	Metrics         // how many there are
 )
 

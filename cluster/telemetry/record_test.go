@@ -44,9 +44,9 @@ func newRig(t *testing.T) *rig {
 			id := fmt.Sprint(n)
 			store.Put(tx, store.Instances, store.Key("lab", id), &store.Instance{ClusterName: "lab", ID: id, Instance: types.ContainerInstance{
 				ContainerInstanceArn: aws.String(instanceARN(n)), Status: aws.String("ACTIVE"),
-				RegisteredResources: []types.Resource{{Name: aws.String("CPU"), IntegerValue: 2048}, {Name: aws.String("MEMORY"), IntegerValue: 4096}},
+				RegisteredResources: []types.Resource{{Name: aws.String("CPU"), IntegerValue: 2048}, {Name: aws.String("MEMORY"), IntegerValue: 4096}, {Name: aws.String("GPU"), StringSetValue: []string{"GPU-a", "GPU-b"}}},
 			}})
-			store.Put(tx, store.Tasks, store.Key("lab", id), &store.Task{ClusterName: "lab", ID: id, InstanceID: id, Held: store.Held{CPU: 512, Memory: 1024}, Task: types.Task{
+			store.Put(tx, store.Tasks, store.Key("lab", id), &store.Task{ClusterName: "lab", ID: id, InstanceID: id, Held: store.Held{CPU: 512, Memory: 1024, GPUs: []string{"GPU-a"}[:n]}, Task: types.Task{
 				TaskArn: aws.String("arn:aws:ecs:r:1:task/lab/" + id), LastStatus: aws.String("RUNNING"), Group: aws.String("service:web"),
 			}})
 		}
@@ -153,6 +153,7 @@ func TestSeriesOfEveryKind(t *testing.T) {
 		{series.Instance, "lab/0", series.RunningTasks, series.One(1)},
 		{series.Cluster, "lab", series.CPUUtilization, series.One(100 * 640.0 / 4096)},
 		{series.Cluster, "lab", series.CPUReservation, series.One(25)},
+		{series.Cluster, "lab", series.GPUReservation, series.One(25)},
 		{series.Cluster, "lab", series.MemoryUtilized, series.One(1024)},
 		{series.Cluster, "lab", series.Instances, series.One(2)},
 	} {

@@ -139,14 +139,14 @@ func (s *sheet) container(r store.Reader, u *minuteUse) {
 	info := taskInfo{cluster: cluster, instance: lastPart(u.instance)}
 	var reserved amount // of the container
 	if t, found := store.Get(r, store.Tasks, store.Key(cluster, id)); found {
-		info.reserved = amount{float64(t.Held.CPU), float64(t.Held.Memory)}
+		info.reserved = amount{cpu: float64(t.Held.CPU), memory: float64(t.Held.Memory)}
 		info.service, _ = strings.CutPrefix(aws.ToString(t.Task.Group), "service:")
 		if info.service == aws.ToString(t.Task.Group) {
 			info.service = ""
 		}
 		for i := range t.Task.Containers {
 			if c := &t.Task.Containers[i]; aws.ToString(c.Name) == u.container {
-				reserved = amount{numberOf(c.Cpu), max(numberOf(c.MemoryReservation), numberOf(c.Memory))}
+				reserved = amount{cpu: numberOf(c.Cpu), memory: max(numberOf(c.MemoryReservation), numberOf(c.Memory))}
 			}
 		}
 	}
@@ -303,6 +303,9 @@ func (s *sheet) counts(list []*Usage) {
 		r.Set(series.Instances, series.One(float64(u.Instances)))
 		r.Set(series.CPUReserved, series.One(u.reserved.cpu))
 		r.Set(series.MemoryReserved, series.One(u.reserved.memory))
+		if u.registered.gpus > 0 {
+			r.Set(series.GPUReservation, series.One(u.GPUReservation))
+		}
 		share(r, u.registered)
 	}
 }

@@ -18,6 +18,7 @@ type Usage struct {
 	Service string // "" for the cluster as a whole
 
 	CPUReservation, MemoryReservation float64 // percent of what the instances registered; of clusters only
+	GPUReservation                    float64 // the same; 0 where there are none
 	CPUUtilization, MemoryUtilization float64 // percent: of what was registered for a cluster, of what was reserved for a service
 	RunningTasks, PendingTasks        int
 	Instances                         int // of clusters only
@@ -25,10 +26,10 @@ type Usage struct {
 	registered, reserved, used amount
 }
 
-// amount is CPU units and MiB.
-type amount struct{ cpu, memory float64 }
+// amount is CPU units and MiB, and a number of GPUs.
+type amount struct{ cpu, memory, gpus float64 }
 
-func (a *amount) add(b amount) { a.cpu += b.cpu; a.memory += b.memory }
+func (a *amount) add(b amount) { a.cpu += b.cpu; a.memory += b.memory; a.gpus += b.gpus }
 
 func percent(part, whole float64) float64 {
 	if whole <= 0 {
@@ -83,7 +84,7 @@ func (k *Keeper) Usage(s *store.Store) []*Usage {
 			}
 			var used amount
 			for _, p := range points[aws.ToString(t.Task.TaskArn)] {
-				used.add(amount{p.cpu / 100 * cpus[p.instance], p.memory})
+				used.add(amount{cpu: p.cpu / 100 * cpus[p.instance], memory: p.memory})
 			}
 			targets := []*Usage{of(t.ClusterName, "")}
 			if service, ok := strings.CutPrefix(aws.ToString(t.Task.Group), "service:"); ok {
@@ -95,7 +96,7 @@ func (k *Keeper) Usage(s *store.Store) []*Usage {
 				} else {
 					u.PendingTasks++
 				}
-				u.reserved.add(amount{float64(t.Held.CPU), float64(t.Held.Memory)})
+				u.reserved.add(amount{float64(t.Held.CPU), float64(t.Held.Memory), float64(len(t.Held.GPUs))})
 				u.used.add(used)
 			}
 			return true
@@ -112,6 +113,7 @@ func (u *Usage) finish() {
 	if u.Service == "" {
 		whole = u.registered
 		u.CPUReservation, u.MemoryReservation = percent(u.reserved.cpu, u.registered.cpu), percent(u.reserved.memory, u.registered.memory)
+		u.GPUReservation = percent(u.reserved.gpus, u.registered.gpus)
 	}
 	u.CPUUtilization, u.MemoryUtilization = percent(u.used.cpu, whole.cpu), percent(u.used.memory, whole.memory)
 }
@@ -123,6 +125,8 @@ func registered(resources []types.Resource) (a amount) {
 			a.cpu = float64(resources[i].IntegerValue)
 		case "MEMORY":
 			a.memory = float64(resources[i].IntegerValue)
+		case "GPU":
+			a.gpus = float64(len(resources[i].StringSetValue))
 		}
 	}
 	return a
@@ -151,6 +155,7 @@ func desc(name, help string, labels []string) *prometheus.Desc {
 var (
 	cpuReservation    = desc("cluster_cpu_reservation_percent", "CPU units reserved by tasks, of those registered (CPUReservation).", clusterLabels)
 	memoryReservation = desc("cluster_memory_reservation_percent", "Memory reserved by tasks, of that registered (MemoryReservation).", clusterLabels)
+	gpuReservation    = desc("cluster_gpu_reservation_percent", "GPUs reserved by tasks, of those registered (GPUReservation).", clusterLabels)
 	clusterCPU        = desc("cluster_cpu_utilization_percent", "CPU used, of that registered (CPUUtilization).", clusterLabels)
 	clusterMemory     = desc("cluster_memory_utilization_percent", "Memory used, of that registered (MemoryUtilization).", clusterLabels)
 	clusterRunning    = desc("cluster_running_tasks", "Tasks that are RUNNING (TaskCount).", clusterLabels)
@@ -173,7 +178,7 @@ var (
 // Describe lists the metrics.
 func (c *Collector) Describe(ch chan<- *prometheus.Desc) {
 	for _, d := range []*prometheus.Desc{
-		cpuReservation, memoryReservation, clusterCPU, clusterMemory, clusterRunning, clusterPending, clusterInstances,
+		cpuReservation, memoryReservation, gpuReservation, clusterCPU, clusterMemory, clusterRunning, clusterPending, clusterInstances,
 		serviceCPU, serviceMemory, serviceRunning, servicePending,
 		containerCPU, containerMemory, containerRx, containerTx, containerRead, containerWrite,
 	} {
@@ -199,6 +204,9 @@ func (c *Collector) Collect(ch chan<- prometheus.Metric) {
 		}
 		gauge(cpuReservation, u.CPUReservation, u.Cluster)
 		gauge(memoryReservation, u.MemoryReservation, u.Cluster)
+		if u.registered.gpus > 0 {
+			gauge(gpuReservation, u.GPUReservation, u.Cluster)
+		}
 		gauge(clusterCPU, u.CPUUtilization, u.Cluster)
 		gauge(clusterMemory, u.MemoryUtilization, u.Cluster)
 		gauge(clusterRunning, float64(u.RunningTasks), u.Cluster)

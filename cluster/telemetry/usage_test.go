@@ -29,11 +29,11 @@ func TestUsage(t *testing.T) {
 		store.Put(tx, store.Clusters, "lab", &store.Cluster{Cluster: types.Cluster{ClusterName: aws.String("lab")}})
 		store.Put(tx, store.Instances, store.Key("lab", "i"), &store.Instance{ClusterName: "lab", ID: "i", Instance: types.ContainerInstance{
 			ContainerInstanceArn: aws.String("i"), Status: aws.String("ACTIVE"),
-			RegisteredResources: []types.Resource{{Name: aws.String("CPU"), IntegerValue: 4096}, {Name: aws.String("MEMORY"), IntegerValue: 8192}},
+			RegisteredResources: []types.Resource{{Name: aws.String("CPU"), IntegerValue: 4096}, {Name: aws.String("MEMORY"), IntegerValue: 8192}, {Name: aws.String("GPU"), StringSetValue: []string{"GPU-a", "GPU-b", "GPU-c", "GPU-d"}}},
 		}})
 		for n, group := range []string{"service:web", "service:web", "family:f"} {
 			id := fmt.Sprint(n)
-			store.Put(tx, store.Tasks, store.Key("lab", id), &store.Task{ClusterName: "lab", ID: id, Held: store.Held{CPU: 512, Memory: 1024}, Task: types.Task{
+			store.Put(tx, store.Tasks, store.Key("lab", id), &store.Task{ClusterName: "lab", ID: id, Held: store.Held{CPU: 512, Memory: 1024, GPUs: []string{"GPU-a"}[:n%2]}, Task: types.Task{
 				TaskArn: aws.String("arn:aws:ecs:r:1:task/lab/" + id), LastStatus: aws.String("RUNNING"), Group: aws.String(group),
 			}})
 		}
@@ -62,6 +62,7 @@ func TestUsage(t *testing.T) {
 	for what, v := range map[string][2]float64{
 		"cluster CPU reservation":    {cluster.CPUReservation, 37.5},
 		"cluster memory reservation": {cluster.MemoryReservation, 37.5},
+		"cluster GPU reservation":    {cluster.GPUReservation, 25},
 		"cluster CPU utilization":    {cluster.CPUUtilization, 18.75},
 		"cluster memory utilization": {cluster.MemoryUtilization, 18.75},
 		"service CPU utilization":    {service.CPUUtilization, 50},
