@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -13,10 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
-	"github.com/vishvananda/netlink"
 
-	"berth.dev/berth/eni"
 	"berth.dev/berth/eni/enitest"
 )
 
@@ -86,120 +82,6 @@ func (r *rig) snapshot() []string {
 
 func (r *rig) add(k Key, network, ns string) (*Attachment, error) {
 	return r.Add(r.t.Context(), Request{Key: k, Network: network, Namespace: ns})
-}
-
-// segment is a link that macvlan and others can be made on.
-func (r *rig) segment(name string) {
-	r.t.Helper()
-	if err := netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name + "p"}); err != nil {
-		r.t.Fatal(err)
-	}
-	for _, n := range []string{name, name + "p"} {
-		l, err := netlink.LinkByName(n)
-		if err == nil {
-			// No link-local address, which would come in its own time.
-			err = errors.Join(netlink.LinkSetIP6AddrGenMode(l, 1), netlink.LinkSetUp(l))
-		}
-		if err != nil {
-			r.t.Fatal(err)
-		}
-	}
-	r.t.Cleanup(func() {
-		if l, err := netlink.LinkByName(name); err == nil {
-			if err := netlink.LinkDel(l); err != nil {
-				r.t.Error(err)
-			}
-		}
-	})
-}
-
-func TestPluginsOfDebian(t *testing.T) {
-	for _, c := range []struct {
-		name    string
-		plugins func(r *rig) []string
-		address string // how it begins
-	}{
-		{"ptp", func(r *rig) []string { return []string{`{"type":"ptp",` + r.ipam("10.90.1.0/24") + `}`} }, "10.90.1."},
-		{"macvlan", func(r *rig) []string {
-			return []string{`{"type":"macvlan","master":"seg0","mode":"bridge",` + r.ipam("10.90.2.0/24") + `}`}
-		}, "10.90.2."},
-		{"ipv6", func(r *rig) []string { return []string{`{"type":"ptp",` + r.ipam("fd90:3::/64") + `}`} }, "fd90:3::"},
-		{"tuned", func(r *rig) []string {
-			return []string{`{"type":"ptp",` + r.ipam("10.90.4.0/24") + `}`, `{"type":"tuning","mtu":1300}`}
-		}, "10.90.4."},
-	} {
-		t.Run(c.name, func(t *testing.T) {
-			r := newRig(t)
-			r.segment("seg0")
-			r.network("net", c.plugins(r)...)
-			ns := enitest.Namespace(t)
-			k := Key{ID: "task.0123", IfName: "eth1"}
-			before := r.snapshot()
-			a, err := r.add(k, "net", ns)
-			if err != nil {
-				t.Fatal(err)
-			}
-			if len(a.Addresses) != 1 || !strings.HasPrefix(a.Addresses[0].String(), c.address) || a.MAC == "" {
-				t.Errorf("attachment %+v", a)
-			}
-			if err := enitest.In(ns, func() error {
-				l, err := netlink.LinkByName("eth1")
-				if err == nil && l.Attrs().HardwareAddr.String() != a.MAC {
-					err = fmt.Errorf("MAC address %s", l.Attrs().HardwareAddr)
-				}
-				return err
-			}); err != nil {
-				t.Error(err)
-			}
-			stored, err := r.Get(k)
-			if diff := cmp.Diff(a, stored, cmpopts.EquateComparable(netip.Prefix{})); err != nil || diff != "" {
-				t.Errorf("stored: %v\n%s", err, diff)
-			}
-			if err := r.Check(t.Context(), k); err != nil {
-				t.Errorf("check: %v", err)
-			}
-			if _, err := r.add(k, "net", ns); err == nil {
-				t.Error("a second ADD succeeded")
-			}
-			// The operator has changed the list in the meantime.
-			r.network("net", `{"type":"nothing"}`)
-			for range 2 {
-				if err := r.Del(t.Context(), k); err != nil {
-					t.Fatal(err)
-				}
-			}
-			if diff := cmp.Diff(before, r.snapshot()); diff != "" {
-				t.Errorf("left behind:\n%s", diff)
-			}
-		})
-	}
-}
-
-func TestCheckMissesAnInterface(t *testing.T) {
-	r := newRig(t)
-	r.network("net", `{"type":"ptp",`+r.ipam("10.91.1.0/24")+`}`)
-	ns, k := enitest.Namespace(t), Key{"c", "eth1"}
-	if _, err := r.add(k, "net", ns); err != nil {
-		t.Fatal(err)
-	}
-	if err := enitest.In(ns, func() error {
-		l, err := netlink.LinkByName("eth1")
-		if err != nil {
-			return err
-		}
-		return netlink.LinkDel(l)
-	}); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Check(t.Context(), k); err == nil {
-		t.Error("check finds nothing missing")
-	}
-	if err := eni.RemoveNamespace(ns); err != nil {
-		t.Fatal(err)
-	}
-	if err := r.Del(t.Context(), k); err != nil {
-		t.Errorf("del without the namespace: %v", err)
-	}
 }
 
 // scripted is a plugin that writes down what it is called for, and does what is given.

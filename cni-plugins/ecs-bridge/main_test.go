@@ -1,7 +1,9 @@
 package main
 
 import (
+	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -14,6 +16,7 @@ import (
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sync/errgroup"
 
+	"berth.dev/berth/cni-plugins/ecs-bridge/bridge"
 	"berth.dev/berth/cni-plugins/plugin/plugintest"
 	"berth.dev/berth/eni/enitest"
 )
@@ -139,5 +142,37 @@ func TestPortOfAnotherProcessIsNamed(t *testing.T) {
 	_, err := p.With("runtimeConfig", portMappings(8080)).Exec("ADD", "c", enitest.Namespace(t))
 	if plugintest.Code(err) != 101 || !strings.Contains(err.Error(), "8080/tcp") {
 		t.Errorf("%v", err)
+	}
+}
+
+// TestProgramDoesTheSameAsTheCall attaches once by the program and once by the library.
+func TestProgramDoesTheSameAsTheCall(t *testing.T) {
+	for name, subnet6 := range map[string]netip.Prefix{"IPv4": {}, "dual stack": netip.MustParsePrefix("fd7b:8a31:44::/64")} {
+		t.Run(name, func(t *testing.T) {
+			p := newPlugin(t).With("runtimeConfig", portMappings(8080))
+			cfg := bridge.Config{Dir: filepath.Join(p.Dir, "net")}
+			if subnet6.IsValid() {
+				p, cfg.Subnet6 = p.With("subnet6", subnet6.String()), subnet6
+			}
+			k := bridge.Key{ID: "box", IfName: "eth0"}
+			var h *bridge.Host
+			plugintest.Same(t, p, plugintest.Call{
+				Add: func(ns string) (types.Result, error) {
+					var err error
+					if h, err = bridge.Open(cfg); err != nil {
+						return nil, err
+					}
+					if err := h.Setup(t.Context()); err != nil {
+						return nil, err
+					}
+					a, err := h.Add(t.Context(), bridge.Request{Key: k, Namespace: ns, Ports: []bridge.Port{{Protocol: "tcp", HostPort: 8080, ContainerPort: 80}}})
+					if err != nil {
+						return nil, err
+					}
+					return a.Result(), nil
+				},
+				Del: func() error { return errors.Join(h.Del(t.Context(), k), h.Close()) },
+			})
+		})
 	}
 }

