@@ -23,6 +23,7 @@ import (
 	"berth.dev/berth/agent/runtime"
 	"berth.dev/berth/agent/state"
 	"berth.dev/berth/agent/task"
+	"berth.dev/berth/eni"
 	wireupdate "berth.dev/berth/wire/update"
 )
 
@@ -141,6 +142,10 @@ func gather(c *config.Config) (ecs.HostFacts, error) {
 	}
 	if kind := packageKind(c); kind != "" {
 		facts.Capabilities = append(facts.Capabilities, wireupdate.Attribute+kind)
+	}
+	facts.IPv6 = eni.HasIPv6()
+	if c.Network.TaskENI && c.Network.Trunking && !c.Cluster.External {
+		facts.VLAN = eni.HasVLAN()
 	}
 	runtimes, err := runtime.FindRuntimes(c.Berth.Runtimes)
 	if err != nil {

@@ -24,6 +24,8 @@ type capability struct {
 	supported bool
 	// when limits the claim to some settings; nil means always.
 	when func(c *config.Config) bool
+	// host limits the claim to hosts that have what it takes; nil means any.
+	host func(h HostFacts) bool
 	// external is false for what an external instance must not claim.
 	notExternal bool
 }
@@ -39,6 +41,8 @@ func capabilities() []capability {
 	pool := func(c *config.Config) bool { return c.Berth.ENIPool != "none" }
 	volumePool := func(c *config.Config) bool { return c.Features.EBS && c.Berth.VolumePool != "none" }
 	blocks := func(c *config.Config) bool { return c.Features.EBS && !c.Cluster.External || volumePool(c) }
+	ipv6 := func(h HostFacts) bool { return h.IPv6 }
+	vlan := func(h HostFacts) bool { return h.VLAN }
 	eni := func(c *config.Config) bool { return c.Network.TaskENI && !c.Cluster.External || pool(c) }
 	return []capability{
 		{name: capA + "private-registry-authentication.secretsmanager", supported: true},
@@ -58,9 +62,9 @@ func capabilities() []capability {
 		{name: capA + "task-cpu-mem-limit", supported: true, when: limits},
 		{name: capA + "increased-task-cpu-limit", supported: true, when: limits},
 		{name: capA + "task-eni", supported: true, when: eni},
-		{name: capA + "task-eni.ipv6", supported: true, when: eni},
+		{name: capA + "task-eni.ipv6", supported: true, when: eni, host: ipv6},
 		{name: capA + "task-eni-block-instance-metadata", supported: true, when: func(c *config.Config) bool { return c.Network.BlockIMDS && eni(c) }},
-		{name: capA + "task-eni-trunking", supported: true, when: trunk, notExternal: true},
+		{name: capA + "task-eni-trunking", supported: true, when: trunk, host: vlan, notExternal: true},
 		{name: "berth.capability.interface-pool", supported: true, when: pool},
 		{name: capC + "ecr-auth", supported: true},
 		{name: capA + "execution-role-ecr-pull", supported: true},
@@ -90,7 +94,7 @@ func capabilities() []capability {
 		// The reference leaves this out on external instances, for which AWS does not offer
 		// it. Here nothing of it depends on EC2.
 		{name: capA + "fault-injection", supported: true},
-		{name: capA + "ipv6-only"},
+		{name: capA + "ipv6-only", supported: true, host: ipv6},
 	}
 }
 
@@ -119,7 +123,7 @@ func Attributes(c *config.Config, h HostFacts, first bool) []Attribute {
 		}
 	}
 	for _, k := range capabilities() {
-		if k.supported && (k.when == nil || k.when(c)) && !(k.notExternal && c.Cluster.External) {
+		if k.supported && (k.when == nil || k.when(c)) && (k.host == nil || k.host(h)) && !(k.notExternal && c.Cluster.External) {
 			add(k.name, "")
 		}
 		if k.name == capC+"privileged-container" {

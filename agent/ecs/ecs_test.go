@@ -107,7 +107,7 @@ func settings(t *testing.T, env ...string) *config.Config {
 	return c
 }
 
-var host = HostFacts{CPUs: 2, MemoryMiB: 7811, OSFamily: "debian_12", Architecture: "x86_64"}
+var host = HostFacts{CPUs: 2, MemoryMiB: 7811, OSFamily: "debian_12", Architecture: "x86_64", IPv6: true, VLAN: true}
 
 // client starts a cluster and makes a client of it. Its delays take no time and are
 // kept in waits.

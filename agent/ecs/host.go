@@ -17,6 +17,9 @@ type HostFacts struct {
 	OSFamily     string // ID_VERSION_ID of /etc/os-release, such as debian_12; empty when unknown
 	Architecture string // as the attribute ecs.cpu-architecture has it: x86_64, arm64
 
+	// IPv6 and VLAN say what the kernel has. The caller fills them in.
+	IPv6, VLAN bool
+
 	// GPUs are the ids of those that tasks may be given. The caller fills them in.
 	GPUs []string
 

@@ -68,7 +68,7 @@ func TestAttributes(t *testing.T) {
 		"ecs.capability.efs", "ecs.capability.efsAuth",
 		"ecs.capability.firelens.options.config.file", "ecs.capability.firelens.options.config.s3",
 		"ecs.capability.storage.ebs-task-volume-attach", "ecs.capability.storage.ebsta-non-root-user", "berth.capability.volume-pool",
-		"ecs.capability.external", "ecs.capability.fault-injection",
+		"ecs.capability.external", "ecs.capability.fault-injection", "ecs.capability.ipv6-only",
 		"ecs.os-type=linux", "ecs.os-family=LINUX", "ecs.os-type-detailed=debian_12", "ecs.cpu-architecture=x86_64",
 	)
 	if d := cmp.Diff(want, got); d != "" {
@@ -99,6 +99,25 @@ func TestAttributesFollowSettings(t *testing.T) {
 	} {
 		if got := slices.Contains(names(Attributes(settings(t, c.env), host, true)), c.attribute); got != c.want {
 			t.Errorf("%s: %s claimed: %v", c.env, c.attribute, got)
+		}
+	}
+}
+
+func TestAttributesFollowTheHost(t *testing.T) {
+	c := settings(t, "ECS_EXTERNAL=false", "ECS_ENABLE_TASK_ENI=true")
+	for _, k := range []struct {
+		attribute string
+		with      HostFacts
+	}{
+		{"ecs.capability.ipv6-only", HostFacts{IPv6: true}},
+		{"ecs.capability.task-eni.ipv6", HostFacts{IPv6: true}},
+		{"ecs.capability.task-eni-trunking", HostFacts{VLAN: true}},
+	} {
+		if !slices.Contains(names(Attributes(c, k.with, true)), k.attribute) {
+			t.Errorf("%s is not claimed", k.attribute)
+		}
+		if slices.Contains(names(Attributes(c, HostFacts{}, true)), k.attribute) {
+			t.Errorf("%s is claimed for a host that has not what it takes", k.attribute)
 		}
 	}
 }

@@ -99,7 +99,7 @@ func (ss *session) collect() []pair {
 			if !ok || !ss.queue.sends(o) {
 				continue
 			}
-			pairs = append(pairs, pair{t, definition(r, aws.ToString(t.Task.TaskDefinitionArn)), o, interfacesOf(r, t), volumesOf(r, t)})
+			pairs = append(pairs, pair{t, definition(r, aws.ToString(t.Task.TaskDefinitionArn)), o, ss.interfacesOf(r, t), volumesOf(r, t)})
 		}
 	})
 	return pairs

@@ -20,6 +20,8 @@ type Faults struct {
 	Alter func(m *acs.PayloadMessage)
 	// AlterAttachment changes the announcement of a volume before it is sent.
 	AlterAttachment func(m *acs.ConfirmAttachmentMessage)
+	// AlterInterface changes an interface of a task before the agent is told of it.
+	AlterInterface func(i *acs.ElasticNetworkInterface)
 	// Drop loses a message on its way.
 	Drop func(m acs.Message) bool
 	// DropAfter cuts the connection of an instance once so many bytes were sent on it; 0

@@ -19,13 +19,17 @@ import (
 const attachWait = 5 * time.Minute
 
 // interfacesOf are the network interfaces of a task, as its agent is told of them.
-func interfacesOf(r store.Reader, t *store.Task) []acs.ElasticNetworkInterface {
+func (ss *session) interfacesOf(r store.Reader, t *store.Task) []acs.ElasticNetworkInterface {
 	if len(t.Task.Attachments) == 0 {
 		return nil
 	}
 	var out []acs.ElasticNetworkInterface
 	for n, i := range vpc.OfTask(r, t.ID) {
-		out = append(out, vpc.Wire(r, i, attachmentARN(t, i.AttachmentID), n))
+		w := vpc.Wire(r, i, attachmentARN(t, i.AttachmentID), n)
+		if alter := ss.server.Faults.AlterInterface; alter != nil {
+			alter(&w)
+		}
+		out = append(out, w)
 	}
 	return out
 }

@@ -78,8 +78,25 @@ func (a *API) networkOf(r store.Reader, def *types.TaskDefinition, n *types.Netw
 	return c, nil
 }
 
-// poolAttribute is what the instance of an awsvpc task must have.
-func poolAttribute() sched.Attribute { return sched.Attribute{Name: attributeInterfacePool} }
+// networkAttributes are what the instance of a task with a network configuration must have:
+// it makes interfaces, and has what any of the subnets needs that may be taken.
+func networkAttributes(r store.Reader, c *types.AwsVpcConfiguration) []sched.Attribute {
+	out := []sched.Attribute{{Name: attributeInterfacePool}}
+	var dual, only bool
+	for _, id := range c.Subnets {
+		if s, ok := store.Get(r, store.Subnets, id); ok {
+			dual = dual || s.IPv6CIDR != ""
+			only = only || s.CIDR == ""
+		}
+	}
+	if dual {
+		out = append(out, sched.Attribute{Name: ecsCapability + "task-eni.ipv6"})
+	}
+	if only {
+		out = append(out, sched.Attribute{Name: ecsCapability + "ipv6-only"})
+	}
+	return out
+}
 
 // provision leases an interface for a task and puts it into the task's record.
 func (a *API) provision(tx *store.Tx, l *launch, t *store.Task) error {
@@ -100,7 +117,10 @@ func (a *API) provision(tx *store.Tx, l *launch, t *store.Task) error {
 	t.Task.LastStatus = aws.String(statusProvisioning)
 	t.Task.Attachments = append(t.Task.Attachments, attachmentOf(i))
 	for n := range t.Task.Containers {
-		ni := types.NetworkInterface{AttachmentId: &i.AttachmentID, PrivateIpv4Address: &i.IPv4}
+		ni := types.NetworkInterface{AttachmentId: &i.AttachmentID}
+		if i.IPv4 != "" {
+			ni.PrivateIpv4Address = &i.IPv4
+		}
 		if i.IPv6 != "" {
 			ni.Ipv6Address = &i.IPv6
 		}

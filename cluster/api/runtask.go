@@ -216,7 +216,11 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 		return nil, err
 	}
 	l.def = &definition.Definition
-	a.Store.View(func(r store.Reader) { l.network, err = a.networkOf(r, l.def, in.network) })
+	a.Store.View(func(r store.Reader) {
+		if l.network, err = a.networkOf(r, l.def, in.network); l.network != nil {
+			l.attributes = networkAttributes(r, l.network)
+		}
+	})
 	if err != nil {
 		return nil, err
 	}
@@ -275,9 +279,6 @@ func (l *launch) override(ov *types.TaskOverride) error {
 	}
 	for _, at := range l.def.RequiresAttributes {
 		l.attributes = append(l.attributes, sched.Attribute{Name: str(at.Name), Value: str(at.Value)})
-	}
-	if l.network != nil {
-		l.attributes = append(l.attributes, poolAttribute())
 	}
 	if l.volume != nil {
 		l.attributes = append(l.attributes, volumePoolAttribute())

@@ -78,16 +78,20 @@ func (s *Server) interfaceMembers(r store.Reader, i *store.Interface) []node {
 	if i.IPv6 != "" {
 		v6.members = append(v6.members, item(text("ipv6Address", i.IPv6)))
 	}
-	return []node{
+	out := []node{
 		text("networkInterfaceId", i.ID), text("subnetId", i.SubnetID), text("vpcId", i.VPCID), text("availabilityZone", zone),
 		text("description", describeInterface(i)), text("ownerId", s.Account), boolean("requesterManaged", true), text("status", "in-use"),
-		text("macAddress", i.MAC), text("privateIpAddress", i.IPv4), text("privateDnsName", i.DNSName), boolean("sourceDestCheck", true),
+		text("macAddress", i.MAC), text("privateDnsName", i.DNSName), boolean("sourceDestCheck", true),
 		groups, text("interfaceType", "interface"),
 		list("attachment", text("attachmentId", attachID(i)), text("status", "attached"), number("deviceIndex", 1),
 			text("attachTime", instant(i.CreatedAt)), boolean("deleteOnTermination", true)),
-		list("privateIpAddressesSet", item(text("privateIpAddress", i.IPv4), text("privateDnsName", i.DNSName), boolean("primary", true))),
 		v6, list("tagSet"),
 	}
+	if i.IPv4 == "" {
+		return append(out, list("privateIpAddressesSet"))
+	}
+	return append(out, text("privateIpAddress", i.IPv4),
+		list("privateIpAddressesSet", item(text("privateIpAddress", i.IPv4), text("privateDnsName", i.DNSName), boolean("primary", true))))
 }
 
 // zones are those of subnets and of container instances, and the first one of the region.

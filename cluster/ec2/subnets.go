@@ -14,15 +14,25 @@ func noSubnet(id string) error {
 }
 
 func (s *Server) createSubnet(ctx context.Context, f form) ([]node, error) {
-	p, err := rangeOf(f.get("CidrBlock"))
-	if err != nil {
-		return nil, err
-	}
 	tags, err := f.tagsOf("subnet")
 	if err != nil {
 		return nil, err
 	}
-	n := &store.Subnet{ID: vpc.NewID("subnet"), VPCID: f.get("VpcId"), CIDR: p.String(), Zone: f.get("AvailabilityZone"), Tags: tags}
+	n := &store.Subnet{ID: vpc.NewID("subnet"), VPCID: f.get("VpcId"), Zone: f.get("AvailabilityZone"), Tags: tags}
+	switch native, cidr := f.get("Ipv6Native") == "true", f.get("CidrBlock"); {
+	case native && cidr != "":
+		return nil, failure("InvalidParameterCombination", "The parameter CidrBlock cannot be used for an IPv6-only subnet.")
+	case native && f.get("Ipv6CidrBlock") == "":
+		return nil, failure("MissingParameter", "The request must contain the parameter Ipv6CidrBlock for an IPv6-only subnet.")
+	case native:
+		n.AssignIPv6 = true
+	default:
+		p, err := rangeOf(cidr)
+		if err != nil {
+			return nil, err
+		}
+		n.CIDR = p.String()
+	}
 	if id := f.get("AvailabilityZoneId"); n.Zone == "" && id != "" {
 		n.Zone = zoneOfID(s.Region, id)
 	}
@@ -38,14 +48,14 @@ func (s *Server) createSubnet(ctx context.Context, f form) ([]node, error) {
 		if !ok {
 			return noVPC(n.VPCID)
 		}
-		if err := s.checkSubnet(tx, v, n, p); err != nil {
-			return err
-		}
 		if n.IPv6CIDR, err = subnetIPv6(v, f.get("Ipv6CidrBlock")); err != nil {
 			return err
 		}
+		if err := s.checkSubnet(tx, v, n); err != nil {
+			return err
+		}
 		store.Put(tx, store.Subnets, n.ID, n)
-		free = int(vpc.Usable(p))
+		free = vpc.Free(tx, n)
 		return nil
 	})
 	return []node{{name: "subnet", members: s.subnetMembers(n, free)}}, err
@@ -53,19 +63,23 @@ func (s *Server) createSubnet(ctx context.Context, f form) ([]node, error) {
 
 // checkSubnet refuses ranges outside the VPC, and ones that overlap any other subnet:
 // hosts route between all of them.
-func (s *Server) checkSubnet(tx *store.Tx, v *store.VPC, n *store.Subnet, p netip.Prefix) error {
-	whole, err := netip.ParsePrefix(v.CIDR)
-	if err != nil || !whole.Contains(p.Addr()) || whole.Bits() > p.Bits() {
-		return failure("InvalidSubnet.Range", "The CIDR '%s' is invalid.", n.CIDR)
+func (s *Server) checkSubnet(tx *store.Tx, v *store.VPC, n *store.Subnet) (err error) {
+	if n.CIDR != "" {
+		p, err1 := netip.ParsePrefix(n.CIDR)
+		whole, err2 := netip.ParsePrefix(v.CIDR)
+		if err1 != nil || err2 != nil || !whole.Contains(p.Addr()) || whole.Bits() > p.Bits() {
+			return failure("InvalidSubnet.Range", "The CIDR '%s' is invalid.", n.CIDR)
+		}
 	}
 	count := 0
 	store.Scan(tx, store.Subnets, "", func(_ string, o *store.Subnet) bool {
 		if o.VPCID == v.ID {
 			count++
 		}
-		other, parseErr := netip.ParsePrefix(o.CIDR)
-		if parseErr == nil && other.Overlaps(p) {
-			err = failure("InvalidSubnet.Conflict", "The CIDR '%s' conflicts with another subnet (%s)", n.CIDR, o.ID)
+		for _, pair := range [][2]string{{n.CIDR, o.CIDR}, {n.IPv6CIDR, o.IPv6CIDR}} {
+			if overlap(pair[0], pair[1]) {
+				err = failure("InvalidSubnet.Conflict", "The CIDR '%s' conflicts with another subnet (%s)", pair[0], o.ID)
+			}
 		}
 		return err == nil
 	})
@@ -73,6 +87,13 @@ func (s *Server) checkSubnet(tx *store.Tx, v *store.VPC, n *store.Subnet, p neti
 		err = failure("SubnetLimitExceeded", "The maximum number of subnets has been reached.")
 	}
 	return err
+}
+
+// overlap reports whether two ranges have an address in common; none has one with "".
+func overlap(a, b string) bool {
+	p, err1 := netip.ParsePrefix(a)
+	q, err2 := netip.ParsePrefix(b)
+	return err1 == nil && err2 == nil && p.Overlaps(q)
 }
 
 func subnetIPv6(v *store.VPC, s string) (string, error) {
@@ -107,13 +128,16 @@ func zoneOfID(region, id string) string {
 func (s *Server) subnetMembers(n *store.Subnet, free int) []node {
 	out := []node{
 		text("subnetId", n.ID), text("subnetArn", s.arn("subnet", n.ID)), text("state", "available"), text("ownerId", s.Account),
-		text("vpcId", n.VPCID), text("cidrBlock", n.CIDR), number("availableIpAddressCount", free),
+		text("vpcId", n.VPCID), number("availableIpAddressCount", free),
 		text("availabilityZone", n.Zone), text("availabilityZoneId", zoneID(s.Region, n.Zone)),
 		boolean("defaultForAz", n.Default), boolean("mapPublicIpOnLaunch", n.PublicIP),
 		boolean("assignIpv6AddressOnCreation", n.AssignIPv6), boolean("mapCustomerOwnedIpOnLaunch", false),
-		boolean("enableDns64", false), boolean("ipv6Native", false),
+		boolean("enableDns64", false), boolean("ipv6Native", n.CIDR == ""),
 		list("privateDnsNameOptionsOnLaunch", text("hostnameType", "ip-name"), boolean("enableResourceNameDnsARecord", false), boolean("enableResourceNameDnsAAAARecord", false)),
 		tagSet(n.Tags),
+	}
+	if n.CIDR != "" {
+		out = append(out, text("cidrBlock", n.CIDR))
 	}
 	set := node{name: "ipv6CidrBlockAssociationSet"}
 	if n.IPv6CIDR != "" {
@@ -151,6 +175,8 @@ func (s *Server) describeSubnets(_ context.Context, f form) ([]node, error) {
 				return []string{s.Account}, true
 			case "ipv6-cidr-block-association.ipv6-cidr-block":
 				return []string{n.IPv6CIDR}, true
+			case "ipv6-native":
+				return []string{boolText(n.CIDR == "")}, true
 			}
 			return nil, false
 		}

@@ -15,7 +15,7 @@ type VPC struct {
 // A Subnet is a range of addresses of a VPC that network interfaces get theirs from. Its
 // first address is the gateway's.
 type Subnet struct {
-	ID, VPCID, CIDR string
+	ID, VPCID, CIDR string // CIDR is empty without IPv4
 	IPv6CIDR        string // empty without IPv6
 	Zone            string
 	Default         bool

@@ -1,7 +1,9 @@
 package vpc
 
 import (
+	"cmp"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -190,6 +192,9 @@ func GroupsOf(r store.Reader, vpcID string, ids []string) ([]string, error) {
 
 // lease finds a free address in a subnet and takes it.
 func lease(tx *store.Tx, s *store.Subnet, i *store.Interface) error {
+	if s.CIDR == "" {
+		return lease6(tx, s, i)
+	}
 	p, err := netip.ParsePrefix(s.CIDR)
 	if err != nil || !p.Addr().Is4() {
 		return fmt.Errorf("subnet %s has the range %q, which is none of IPv4", s.ID, s.CIDR)
@@ -216,6 +221,30 @@ func lease(tx *store.Tx, s *store.Subnet, i *store.Interface) error {
 	return fmt.Errorf("%w in subnet %s: all %d of %s are in use", ErrExhausted, s.ID, usable, s.CIDR)
 }
 
+// lease6 is lease in a subnet without IPv4.
+func lease6(tx *store.Tx, s *store.Subnet, i *store.Interface) error {
+	p, err := netip.ParsePrefix(s.IPv6CIDR)
+	if err != nil || !p.Addr().Is6() {
+		return fmt.Errorf("subnet %s has the range %q, which is none of IPv6", s.ID, s.IPv6CIDR)
+	}
+	base := p.Masked().Addr().As16()
+	for n := range uint32(attempts6) {
+		binary.BigEndian.PutUint32(base[12:], max(hash(i.ID)+n, reserved))
+		at := netip.AddrFrom16(base)
+		key := store.Key(s.ID, at.String())
+		if _, taken := store.Get(tx, store.Addresses, key); taken {
+			continue
+		}
+		store.Put(tx, store.Addresses, key, &store.Address{InterfaceID: i.ID})
+		i.IPv6, i.DNSName = at.String(), i.ID+".internal"
+		return nil
+	}
+	return fmt.Errorf("%w in subnet %s, of %d that were tried", ErrExhausted, s.ID, attempts6)
+}
+
+// attempts6 is how many addresses in a row are tried of 2^31, of which few are in use.
+const attempts6 = 1000
+
 // Addresses at the beginning of a subnet that are not given out, and at its end.
 const (
 	reserved     = 4
@@ -232,6 +261,7 @@ func Usable(p netip.Prefix) uint32 {
 }
 
 // Free is how many addresses of a subnet are free.
+// EC2 shows 0 for a subnet without IPv4.
 func Free(r store.Reader, s *store.Subnet) int {
 	p, err := netip.ParsePrefix(s.CIDR)
 	if err != nil {
@@ -290,12 +320,12 @@ func Release(tx *store.Tx, taskID string) {
 	})
 	for _, i := range gone {
 		store.Delete(tx, store.Interfaces, i.ID)
-		store.Delete(tx, store.Addresses, store.Key(i.SubnetID, i.IPv4))
+		store.Delete(tx, store.Addresses, store.Key(i.SubnetID, cmp.Or(i.IPv4, i.IPv6)))
 	}
 }
 
 // Gateways are the addresses of a subnet's gateway, with the length of its prefix; the
-// second is not valid without IPv6.
+// first is not valid without IPv4, the second without IPv6.
 func Gateways(s *store.Subnet) (v4, v6 netip.Prefix) {
 	if p, err := netip.ParsePrefix(s.CIDR); err == nil {
 		v4 = netip.PrefixFrom(p.Masked().Addr().Next(), p.Bits())

@@ -15,8 +15,10 @@ func Wire(r store.Reader, i *store.Interface, attachmentARN string, index int) a
 	out := acs.ElasticNetworkInterface{
 		Name: i.ID, MACAddress: i.MAC, AttachmentARN: attachmentARN, EC2ID: i.ID, Index: &at,
 		InterfaceAssociationProtocol: "default", PrivateDNSName: i.DNSName,
-		IPv4Addresses:           []acs.IPv4Address{{PrivateAddress: i.IPv4, Primary: true}},
 		InterfacePoolProperties: &acs.InterfacePoolProperties{SubnetID: i.SubnetID},
+	}
+	if i.IPv4 != "" {
+		out.IPv4Addresses = []acs.IPv4Address{{PrivateAddress: i.IPv4, Primary: true}}
 	}
 	if i.IPv6 != "" {
 		out.IPv6Addresses = []acs.IPv6Address{{Address: i.IPv6, Primary: true}}

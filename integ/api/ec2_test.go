@@ -73,13 +73,33 @@ func TestNetworksByTheCLI(t *testing.T) {
 	c.ec2Fails("InvalidSubnet.Conflict", "create-subnet", "--vpc-id", vpc, "--cidr-block", "10.50.1.128/25")
 	c.ec2Fails("InvalidSubnet.Range", "create-subnet", "--vpc-id", vpc, "--cidr-block", "10.51.1.0/24")
 	c.ec2Fails("DependencyViolation", "delete-vpc", "--vpc-id", vpc)
+	c.ec2Fails("MissingParameter", "create-subnet", "--vpc-id", vpc, "--ipv6-native")
+	c.ec2Fails("InvalidSubnet.Range", "create-subnet", "--vpc-id", vpc, "--ipv6-native", "--ipv6-cidr-block", "fd00:1::/64")
 	c.ec2("delete-subnet", "--subnet-id", subnet)
 	c.ec2("delete-vpc", "--vpc-id", vpc)
+	c.nativeSubnet()
 	c.ec2("delete-security-group", "--group-id", sg)
 	if got := at(t, c.ec2("describe-availability-zones"), "AvailabilityZones", 0, "ZoneName"); got != lab.Region+"a" {
 		t.Errorf("zone: %v", got)
 	}
 	c.ec2Fails("MissingAuthenticationToken", "describe-vpcs", "--no-sign-request")
+}
+
+// nativeSubnet makes a subnet that has IPv6 alone.
+func (c cli) nativeSubnet() {
+	t := c.t
+	t.Helper()
+	made := at(t, c.ec2("create-vpc", "--cidr-block", "10.52.0.0/16", "--amazon-provided-ipv6-cidr-block"), "Vpc")
+	vpc, whole := at(t, made, "VpcId").(string), at(t, made, "Ipv6CidrBlockAssociationSet", 0, "Ipv6CidrBlock").(string)
+	create := []string{"create-subnet", "--vpc-id", vpc, "--ipv6-native", "--ipv6-cidr-block", strings.TrimSuffix(whole, "56") + "64"}
+	subnet := at(t, c.ec2(create...), "Subnet")
+	if v4, ok := subnet.(map[string]any)["CidrBlock"]; ok || at(t, subnet, "Ipv6Native") != true || at(t, subnet, "AssignIpv6AddressOnCreation") != true {
+		t.Errorf("a subnet without IPv4 with the range %v: %v", v4, subnet)
+	}
+	c.ec2Fails("InvalidSubnet.Conflict", create...)
+	c.ec2Fails("InvalidParameterCombination", append(create, "--cidr-block", "10.52.0.0/24")...)
+	c.ec2("delete-subnet", "--subnet-id", at(t, subnet, "SubnetId").(string))
+	c.ec2("delete-vpc", "--vpc-id", vpc)
 }
 
 // TestDiscovery is what Prometheus' discovery of ECS and of EC2 asks: services, of which

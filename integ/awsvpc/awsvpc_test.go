@@ -72,12 +72,16 @@ func newSegment(t *testing.T, gateway string) (second string) {
 // subnet6 gives the default subnet IPv6 beside its IPv4.
 const subnet6 = "fd7b:8a31:45::/64"
 
+// onlySubnet6 is a subnet that has nothing else.
+const onlySubnet6 = "fd7b:8a31:46::/64"
+
 // lab is a system with the default VPC.
 type lab struct {
 	*system.System
 	t      *testing.T
 	vpc    string
 	subnet string
+	only6  string // a subnet without IPv4
 	group  string
 }
 
@@ -99,6 +103,8 @@ func newLab(t *testing.T, o system.Options) *lab {
 		subnet := *store.List(tx, store.Subnets, "")[0]
 		l.subnet, subnet.IPv6CIDR = subnet.ID, subnet6
 		store.Put(tx, store.Subnets, subnet.ID, &subnet)
+		l.only6 = vpc.NewID("subnet")
+		store.Put(tx, store.Subnets, l.only6, &store.Subnet{ID: l.only6, VPCID: l.vpc, IPv6CIDR: onlySubnet6, Zone: subnet.Zone})
 		l.group = vpc.GroupByName(tx, l.vpc, vpc.DefaultGroup).ID
 		return nil
 	})
@@ -117,6 +123,12 @@ func (l *lab) newGroup(name string) string {
 // where at is the ARN of its instance.
 func (l *lab) start(at string, groups []string, scripts ...string) types.Task {
 	l.t.Helper()
+	return l.startIn(l.subnet, at, groups, scripts...)
+}
+
+// startIn is start in a subnet.
+func (l *lab) startIn(subnet, at string, groups []string, scripts ...string) types.Task {
+	l.t.Helper()
 	in := &ecs.RegisterTaskDefinitionInput{Family: aws.String("awsvpc"), NetworkMode: types.NetworkModeAwsvpc}
 	for i, s := range scripts {
 		in.ContainerDefinitions = append(in.ContainerDefinitions, types.ContainerDefinition{
@@ -124,7 +136,7 @@ func (l *lab) start(at string, groups []string, scripts ...string) types.Task {
 		})
 	}
 	def := l.Register(in)
-	network := &types.NetworkConfiguration{AwsvpcConfiguration: &types.AwsVpcConfiguration{Subnets: []string{l.subnet}, SecurityGroups: groups}}
+	network := &types.NetworkConfiguration{AwsvpcConfiguration: &types.AwsVpcConfiguration{Subnets: []string{subnet}, SecurityGroups: groups}}
 	out, err := l.ECS.StartTask(context.Background(), &ecs.StartTaskInput{
 		TaskDefinition: &def, ContainerInstances: []string{at}, NetworkConfiguration: network,
 	})
@@ -174,10 +186,10 @@ func detail(tk types.Task, name string) string {
 }
 
 // address6 is a task's IPv6 address, as a URL has it.
-func address6(t *testing.T, tk types.Task) string {
+func address6(t *testing.T, tk types.Task, subnet string) string {
 	t.Helper()
 	a := aws.ToString(tk.Containers[0].NetworkInterfaces[0].Ipv6Address)
-	if !netip.MustParsePrefix(subnet6).Contains(netip.MustParseAddr(a)) {
+	if !netip.MustParsePrefix(subnet).Contains(netip.MustParseAddr(a)) {
 		t.Fatalf("IPv6 address %q", a)
 	}
 	return "[" + a + "]"
@@ -331,11 +343,13 @@ func TestTwoHosts(t *testing.T) {
 	l.reaches(d, one, addrB, "b")
 	l.blocked(a, one, addrB)
 	l.blocked(b, two, addrA)
-	a6, b6 := address6(t, a), address6(t, b)
+	a6, b6 := address6(t, a, subnet6), address6(t, b, subnet6)
 	l.reaches(c, two, a6, "a")
 	l.reaches(d, one, b6, "b")
 	l.blocked(a, one, b6)
 	l.blocked(b, two, a6)
+
+	l.onlyIPv6(t, here, one, web, client)
 
 	// The agents go and come back; the tasks and their rules stay.
 	l.Agent.Kill()
@@ -357,6 +371,26 @@ func TestTwoHosts(t *testing.T) {
 	l.Stop(arns...)
 	l.Wait("STOPPED", patience, arns...)
 	l.WaitClean(patience)
+}
+
+// onlyIPv6 runs two tasks without IPv4, of which one lets the other in. They have their
+// metadata at the address of IPv4 all the same.
+func (l *lab) onlyIPv6(t *testing.T, at, dir, web, client string) {
+	t.Helper()
+	e := l.startIn(l.only6, at, []string{web}, serve("e"))
+	f := l.startIn(l.only6, at, []string{client}, idle)
+	for _, tk := range []types.Task{e, f} {
+		if v4 := tk.Containers[0].NetworkInterfaces[0].PrivateIpv4Address; v4 != nil || detail(tk, "privateIPv4Address") != "" {
+			t.Errorf("a task without IPv4 has the address %s", aws.ToString(v4))
+		}
+	}
+	l.reaches(f, dir, address6(t, e, onlySubnet6), "e")
+	l.blocked(e, dir, address6(t, f, onlySubnet6))
+	if out, err := exec.Command("nsenter", "--net="+namespaceOf(e, dir), "curl", "-fsS", "--max-time", "60", "http://169.254.170.2/v2/metadata").CombinedOutput(); err != nil {
+		t.Errorf("metadata of a task without IPv4: %v: %s", err, out)
+	}
+	l.Stop(*e.TaskArn, *f.TaskArn)
+	l.Wait("STOPPED", patience, *e.TaskArn, *f.TaskArn)
 }
 
 // change adds a rule for another port and takes both away. What is established from d to a,

@@ -102,11 +102,13 @@ const script = `export PATH=/berth/bin:$PATH CI=true HOME=/root
 func pack(t *testing.T) string {
 	t.Helper()
 	bin := system.Programs(t, system.Containerd2)
-	tests := filepath.Join(t.TempDir(), "guest.test")
-	cmd := exec.Command("go", "test", "-c", "-tags", "no_cri no_btrfs no_zfs no_devmapper no_tracing grpcnotrace", "-ldflags", "-s -w", "-o", tests, "berth.dev/berth/integ/vm/guest")
-	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
+	tests := t.TempDir()
+	for name, of := range map[string]string{"guest.test": "integ/vm/guest", "branch.test": "cni-plugins/ecs-branch-eni"} {
+		cmd := exec.Command("go", "test", "-c", "-tags", "no_cri no_btrfs no_zfs no_devmapper no_tracing grpcnotrace", "-ldflags", "-s -w", "-o", filepath.Join(tests, name), "berth.dev/berth/"+of)
+		cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+		if text, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, text)
+		}
 	}
 	name := filepath.Join(t.TempDir(), "payload.tar")
 	f, err := os.Create(name)
@@ -136,7 +138,9 @@ func pack(t *testing.T) string {
 		add(as, 0o755, f, st.Size())
 	}
 	add("run", 0o755, strings.NewReader(script), int64(len(script)))
-	file("guest.test", tests)
+	for _, name := range []string{"guest.test", "branch.test"} {
+		file(name, filepath.Join(tests, name))
+	}
 	programs, err := os.ReadDir(bin)
 	if err != nil {
 		t.Fatal(err)

@@ -69,7 +69,7 @@ func result(t *testing.T, r any, ns string) (v map[string]any) {
 }
 
 // complete reports whether the kernel has done what it does in its own time once an
-// interface is up: it makes a local route for each address.
+// interface is up: it finds the carrier and makes a local route for each address.
 func complete(printed map[string]any, state []string) bool {
 	for _, ip := range printed["ips"].([]any) {
 		address, _, _ := strings.Cut(ip.(map[string]any)["address"].(string), "/")
@@ -77,7 +77,7 @@ func complete(printed map[string]any, state []string) bool {
 			return false
 		}
 	}
-	return slices.ContainsFunc(state, func(s string) bool { return strings.Contains(s, "eth0") && strings.Contains(s, "LOWER_UP") })
+	return slices.ContainsFunc(state, func(s string) bool { return strings.HasPrefix(s, "eth0") && strings.Contains(s, " state UP ") })
 }
 
 // all prints everything that a network namespace consists of.

@@ -29,6 +29,8 @@ var taskTests = []struct {
 	{"block volume", blockVolume},
 	{"efs", efs},
 	{"latency", latency},
+	{"branch", branch},
+	{"branch plugin", branchPlugin},
 }
 
 // lab is what the tests of tasks share.
@@ -53,7 +55,7 @@ func TestTasks(t *testing.T) {
 		AgentEnv: []string{"BERTH_EFS_TARGETS=" + string(targets), "BERTH_EFS_CA_FILE=" + l.front.ca, "ECS_CONTAINER_STOP_TIMEOUT=5s"},
 		ACS: func(c *cacs.Config) {
 			c.Credentials = taskRole
-			c.Faults = &cacs.Faults{Alter: pluggedInPayload, AlterAttachment: func(m *wire.ConfirmAttachmentMessage) {
+			c.Faults = &cacs.Faults{Alter: pluggedInPayload, AlterInterface: onTrunk, AlterAttachment: func(m *wire.ConfirmAttachmentMessage) {
 				pluggedIn(m.Attachment)
 				l.announced <- m.TaskARN
 			}}
