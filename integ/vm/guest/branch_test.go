@@ -66,6 +66,9 @@ func newTrunk(t *testing.T) (router, other string) {
 // branch runs a task whose interface is a VLAN on a trunk.
 func branch(t *testing.T, l *lab) {
 	router, other := newTrunk(t)
+	if !eni.HasVLAN() {
+		t.Error("the agent would claim no branch interfaces here")
+	}
 	if err := l.Cluster.Store.Update(context.Background(), func(tx *store.Tx) error {
 		if err := vpc.EnsureDefaults(tx, "us-east-1"); err != nil {
 			return err
