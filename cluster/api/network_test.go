@@ -4,6 +4,7 @@ import (
 	"context"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	"github.com/aws/aws-sdk-go-v2/service/ecs"
@@ -12,6 +13,21 @@ import (
 	"berth.dev/berth/cluster/store"
 	"berth.dev/berth/cluster/vpc"
 )
+
+// placed runs a task until an instance takes it: what placement knows of instances follows
+// their records within moments.
+func placed(t *testing.T, run func() *ecs.RunTaskOutput) *ecs.RunTaskOutput {
+	t.Helper()
+	for end := time.Now().Add(time.Minute); ; <-time.After(5 * time.Millisecond) {
+		out := run()
+		if len(out.Tasks) == 1 {
+			return out
+		}
+		if time.Now().After(end) {
+			t.Fatalf("not placed: %s", aws.ToString(out.Failures[0].Reason))
+		}
+	}
+}
 
 // Tasks are placed where the interfaces of their subnets can be made: those of each kind
 // of subnet need a capability more than those of the one before.
@@ -65,10 +81,7 @@ func TestSubnetsNeedCapabilities(t *testing.T) {
 			t.Fatalf("%s without %s: %+v", c.subnet, c.capability, out)
 		}
 		claim(c.capability)
-		out := run(c.subnet)
-		if len(out.Tasks) != 1 {
-			t.Fatalf("%s with %s: %+v", c.subnet, c.capability, out)
-		}
+		out := placed(t, func() *ecs.RunTaskOutput { return run(c.subnet) })
 		ni := out.Tasks[0].Containers[0].NetworkInterfaces[0]
 		if (ni.PrivateIpv4Address == nil) != (c.subnet == "v6") || (ni.Ipv6Address == nil) != (c.subnet == "v4") {
 			t.Errorf("%s: the container has the interface %+v", c.subnet, ni)

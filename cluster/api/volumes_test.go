@@ -98,8 +98,8 @@ func TestVolumeOfATask(t *testing.T) {
 		t.Fatalf("placed where no volumes are made: %+v", out)
 	}
 	withPool(t, l.Store)
-	out := run()
-	if len(out.Tasks) != 1 || aws.ToString(out.Tasks[0].LastStatus) != "PROVISIONING" || len(out.Tasks[0].Attachments) != 1 {
+	out := placed(t, run)
+	if aws.ToString(out.Tasks[0].LastStatus) != "PROVISIONING" || len(out.Tasks[0].Attachments) != 1 {
 		t.Fatalf("%+v", out)
 	}
 	at := out.Tasks[0].Attachments[0]
