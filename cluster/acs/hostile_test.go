@@ -197,7 +197,7 @@ func TestFaults(t *testing.T) {
 	var mu sync.Mutex
 	kinds := make(map[cacs.EntryKind]int)
 	l := acstest.NewLab(t, nil, func(c *cacs.Config) {
-		c.Faults, c.AckTimeout, c.Grace = faults, 20*time.Millisecond, time.Minute
+		c.Faults, c.AckTimeout, c.Grace = faults, 200*time.Millisecond, time.Minute
 		c.Ledger = func(e cacs.Entry) {
 			mu.Lock()
 			defer mu.Unlock()
