@@ -37,6 +37,8 @@ type BlockDevice struct {
 	Path   string // the task's name for the mount, which its group is made of
 	Pooled bool   // it is of the host's pool
 	Delete bool   // with its task; of a volume of the pool
+	// Snapshot is whose content a volume of the pool begins with; "" is none.
+	Snapshot string
 }
 
 var _ Driver = (*Block)(nil)
@@ -116,7 +118,11 @@ func (b *Block) Mount(ctx context.Context, v *Volume) (Mounted, error) {
 func (b *Block) device(ctx context.Context, v *Volume) (*os.File, error) {
 	d := v.Block
 	if d.Pooled {
-		if err := b.c.Pool.Create(ctx, d.ID, d.Size, d.kind(), block.Owned{Task: v.Task, Delete: d.Delete}); err != nil {
+		content := block.Content{Size: d.Size, Kind: d.kind(), Snapshot: d.Snapshot}
+		if err := b.c.Pool.Create(ctx, d.ID, content, block.Owned{Task: v.Task, Delete: d.Delete}); err != nil {
+			if errors.Is(err, block.ErrUnknown) {
+				return nil, failf(ErrInvalid, "volume %s: %w", v.Name, err)
+			}
 			return nil, fmt.Errorf("volume %s: %w", v.Name, err)
 		}
 		device, err := b.c.Pool.Attach(d.ID)
@@ -255,6 +261,27 @@ func (b *Block) Unmount(ctx context.Context, v *Volume) error {
 	}
 	return nil
 }
+
+// Snapshot keeps the content of a volume of the pool, which may be mounted.
+func (b *Block) Snapshot(ctx context.Context, v *Volume, id string) error {
+	if err := b.check(v); err != nil {
+		return err
+	}
+	point := b.c.Dirs.point(v)
+	inUse, err := mounted(point)
+	if err != nil {
+		return err
+	}
+	if inUse {
+		if err := flush(ctx, point); err != nil {
+			return err
+		}
+	}
+	return b.c.Pool.Snapshot(ctx, id, v.Block.ID, inUse)
+}
+
+// Pool is where the volumes of this host are; nil where it has none.
+func (b *Block) Pool() *block.Pool { return b.c.Pool }
 
 // flush writes what is only in memory. A device that does not answer is not waited for
 // longer than ctx: the write is left to itself.

@@ -64,6 +64,11 @@ func (h *recorder) Policy(_ context.Context, m *wire.TaskNetworkPolicyMessage) e
 	return nil
 }
 
+func (h *recorder) Pool(_ context.Context, m *wire.VolumePoolMessage, _ wire.Responder) error {
+	h.note("pool %s", m.MessageID)
+	return nil
+}
+
 func (h *recorder) Manifest(_ context.Context, m *wire.TaskManifestMessage, _ wire.Responder) error {
 	h.note("manifest %s", m.MessageID)
 	return nil

@@ -116,6 +116,8 @@ func (cl *Client) dispatch(ctx context.Context, m wire.Message, s wire.Responder
 		return h.Attach(ctx, m, s)
 	case *wire.TaskNetworkPolicyMessage:
 		return h.Policy(ctx, m)
+	case *wire.VolumePoolMessage:
+		return h.Pool(ctx, m, s)
 	case error:
 		cl.c.Log.Warn("the cluster reports an error", "err", m)
 	case *wire.StageUpdateMessage:

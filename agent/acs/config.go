@@ -22,6 +22,7 @@ type Handler interface {
 	Credentials(ctx context.Context, m *wire.IAMRoleCredentialsMessage, r wire.Responder) error
 	Attach(ctx context.Context, m wire.AttachMessage, r wire.Responder) error
 	Policy(ctx context.Context, m *wire.TaskNetworkPolicyMessage) error
+	Pool(ctx context.Context, m *wire.VolumePoolMessage, r wire.Responder) error
 	Manifest(ctx context.Context, m *wire.TaskManifestMessage, r wire.Responder) error
 	StopVerified(ctx context.Context, m *wire.TaskStopVerificationAck) error
 	Heartbeat(ctx context.Context, m *wire.HeartbeatMessage, r wire.Responder) error

@@ -6,6 +6,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"berth.dev/berth/agent/attach"
+	"berth.dev/berth/agent/intake"
 	"berth.dev/berth/agent/task"
 )
 
@@ -29,7 +30,20 @@ func (a *agent) startAttachments(ctx context.Context, g *errgroup.Group) error {
 		a.host.network.Expect(&i)
 	}
 	g.Go(func() error { return ignoreCancel(ctx, k.Run(ctx)) })
+	if o := a.host.volumes.Orders(); a.c.Features.EBS && o != nil {
+		a.orders = o
+		g.Go(func() error { return ignoreCancel(ctx, o.Run(ctx)) })
+	}
 	return nil
+}
+
+// pool is what the cluster's orders for the pool of block volumes go to; nil where there
+// is none.
+func (a *agent) pool() intake.Pool {
+	if a.orders == nil {
+		return nil
+	}
+	return a.orders
 }
 
 // wanted is the desired status of a task; one that was stopped and forgotten counts as

@@ -72,6 +72,7 @@ type agent struct {
 	storage     atomic.Pointer[volume.Storage] // of host; tasks may ask before it is there
 	engine      *engine.Engine
 	attachments *attach.Keeper
+	orders      *volume.Orders // for the pool of block volumes; nil: there is none
 	reporter    *report.Reporter
 	lost        *intake.Lost // nil while the state is what it was
 
@@ -348,7 +349,7 @@ func (a *agent) startSession(ctx context.Context, g *errgroup.Group) error {
 	}
 	updates := a.updates(tlsConfig)
 	in := intake.New(intake.Config{
-		Engine: a.engine, Store: a.db, Attachments: a.attachments, Policies: a.host.network,
+		Engine: a.engine, Store: a.db, Attachments: a.attachments, Policies: a.host.network, Pool: a.pool(),
 		Credentials: credentialKeeper{a.creds, a.log}, NoPrivileged: a.c.Roles.NoPrivileged,
 		Confirmed: func() { a.confirmed(ctx) }, Lost: a.lost, Heartbeat: a.telemetry.Check, Log: a.log,
 	})

@@ -123,7 +123,7 @@ func openHost(ctx context.Context, c *config.Config, r *roles.Roles, log *slog.L
 	if err != nil {
 		return nil, errors.Join(err, h.close())
 	}
-	h.storage = volume.NewStorage(filepath.Join(c.Berth.VolumeDir, "storage"), log)
+	h.storage = volume.NewStorage(limitedStorage(c, log))
 	h.volumes, err = openVolumes(c, address, h.storage, r, log)
 	if err != nil {
 		return nil, config.Terminal(errors.Join(err, h.close()))

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"strings"
 	"time"
@@ -18,6 +19,7 @@ import (
 	"berth.dev/berth/agent/roles"
 	"berth.dev/berth/agent/secret"
 	"berth.dev/berth/agent/task"
+	"berth.dev/berth/agent/volume"
 )
 
 // logSettings are the agent's settings of containers' output.
@@ -26,6 +28,15 @@ func logSettings(c *config.Config) logs.Settings {
 		Run: c.Berth.RunDir, MaxBytes: c.Berth.LogFileSize, Files: int(c.Berth.LogFiles), DropNone: c.Berth.LogNoneDropped,
 		Routers: filepath.Join(c.Berth.RunDir, "firelens"), RouterWaits: !c.Logging.FirelensAsync,
 		Available: c.Logging.Drivers, ExecutionRole: c.Logging.AwslogsRole,
+	}
+}
+
+// limitedStorage is that of tasks with a limit, in which their logs count.
+func limitedStorage(c *config.Config, log *slog.Logger) volume.StorageConfig {
+	settings := logSettings(c)
+	return volume.StorageConfig{
+		Dir: filepath.Join(c.Berth.VolumeDir, "storage"), Reserve: settings.Reserve, Log: log,
+		Logged: func(taskID string) (uint64, error) { return logs.Used(filepath.Join(c.Berth.LogDir, "tasks", taskID)) },
 	}
 }
 

@@ -31,7 +31,8 @@ const (
 )
 
 var (
-	blockID = regexp.MustCompile(`^vol-[0-9a-f]{8,40}$`)
+	blockID    = regexp.MustCompile(`^vol-[0-9a-f]{8,40}$`)
+	snapshotID = regexp.MustCompile(`^snap-[0-9a-f]{8,40}$`)
 	// hostPathName is the name of a mount, which was a path below a directory.
 	hostPathName = regexp.MustCompile(`^[0-9A-Za-z_./-]{1,512}$`)
 	arnForm      = regexp.MustCompile(`^arn:[^:\s]+:[^:\s]+:[^:\s]*:[^:\s]*:[^\s]+$`)
@@ -73,12 +74,14 @@ func translateBlock(w *acs.Attachment) (task.Volume, error) {
 		return task.Volume{}, errors.New("volumeName must be of letters, digits, - and _")
 	case !hostPathName.MatchString(p["sourceVolumeHostPath"]):
 		return task.Volume{}, errors.New("sourceVolumeHostPath is not a name")
+	case p[acs.PropertySnapshot] != "" && !snapshotID.MatchString(p[acs.PropertySnapshot]):
+		return task.Volume{}, fmt.Errorf("%s is not that of a snapshot", acs.PropertySnapshot)
 	case !slices.Contains([]string{"", "xfs", "ext2", "ext3", "ext4"}, p["fileSystem"]):
 		return task.Volume{}, fmt.Errorf("fileSystem %.16q: xfs, ext2, ext3 and ext4 are supported", p["fileSystem"])
 	}
 	return task.Volume{Name: p["volumeName"], Type: task.VolumeBlock, Block: &task.BlockVolume{
 		ID: p["volumeId"], Size: size << 30, FileSystem: p["fileSystem"], Path: p["sourceVolumeHostPath"],
-		Pooled: p[acs.PropertyPool] != "", Delete: p[acs.PropertyDelete] == "true",
+		Pooled: p[acs.PropertyPool] != "", Delete: p[acs.PropertyDelete] == "true", Snapshot: p[acs.PropertySnapshot],
 	}}, nil
 }
 

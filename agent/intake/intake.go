@@ -53,6 +53,8 @@ type Config struct {
 	// Attachments and Policies may be nil: then network interfaces are not taken.
 	Attachments Attachments
 	Policies    Policies
+	// Pool may be nil: then this host has no block volumes of its own.
+	Pool Pool
 	// NoPrivileged refuses privileged containers (ECS_DISABLE_PRIVILEGED).
 	NoPrivileged bool
 	// Confirmed, if set, is called after each task manifest that was obeyed: from then

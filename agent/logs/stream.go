@@ -101,12 +101,8 @@ type Plan struct {
 
 // Plan decides for one container. Errors name the option at fault.
 func (s *Settings) Plan(t *task.Task, c *task.Container, a About) (*Plan, error) {
-	driver := cmp.Or(c.HostConfig.LogConfig.Type, JSONFile)
-	options := c.HostConfig.LogConfig.Config
-	if driver == FireLens {
-		options = s.toRouter(t, c)
-		driver = Fluentd
-	} else if s.Available != nil && !slices.Contains(s.Available, driver) && c.HostConfig.LogConfig.Type != "" {
+	driver, options := s.destination(t, c)
+	if given := c.HostConfig.LogConfig.Type; s.Available != nil && given != "" && given != FireLens && !slices.Contains(s.Available, driver) {
 		return nil, fmt.Errorf("log driver %q is not available on this host: ECS_AVAILABLE_LOGGING_DRIVERS has %s", driver, strings.Join(s.Available, ", "))
 	}
 	if err := Check(driver, options, a.Secrets); err != nil {
@@ -115,15 +111,13 @@ func (s *Settings) Plan(t *task.Task, c *task.Container, a About) (*Plan, error)
 	if driver == None && s.DropNone {
 		return &Plan{}, nil
 	}
-	files := cmp.Or(s.Files, defaultFiles)
-	bytes := cmp.Or(s.MaxBytes, defaultBytes)
-	if driver == JSONFile || driver == None {
-		bytes, files = localLimits(options, bytes, files)
-		q := args(a, bytes, files)
-		if yes, err := strconv.ParseBool(options["compress"]); err == nil && yes {
-			if files < 2 {
-				return nil, errors.New("log option compress: it is for rotated files, and max-file 1 leaves none; set max-file to 2 or more")
-			}
+	r := s.room(t, driver, options)
+	if !sent(driver) {
+		if r.compress && r.files < 2 {
+			return nil, errors.New("log option compress: it is for rotated files, and max-file 1 leaves none; set max-file to 2 or more")
+		}
+		q := args(a, r.bytes, r.files)
+		if r.compress {
 			q.Set("compress", "1")
 		}
 		return &Plan{Args: q}, nil
@@ -137,13 +131,7 @@ func (s *Settings) Plan(t *task.Task, c *task.Container, a About) (*Plan, error)
 		Blocking: blocking(options), Execution: s.ExecutionRole && c.LogsAuth == "ExecutionRole",
 		ID: a.ID, Name: dockerName(t, c, a.ID), Image: a.Image, ImageID: a.ImageID, Command: a.Command, Extra: extra,
 	}
-	bytes, files = max(bytes, shippedBytes), max(files, shippedFiles)
-	for _, o := range []string{"max-buffer-size", "fluentd-buffer-limit"} {
-		if size, err := Size(options[o]); err == nil {
-			files = max(files, int(min(1000, 2+size/bytes)))
-		}
-	}
-	q := args(a, bytes, files)
+	q := args(a, r.bytes, r.files)
 	q.Set("run", s.Run)
 	q.Set("logs", s.Logs)
 	if st.Blocking {
@@ -152,21 +140,20 @@ func (s *Settings) Plan(t *task.Task, c *task.Container, a About) (*Plan, error)
 	return &Plan{Args: q, Stream: st}, nil
 }
 
+// destination is the log driver of a container, and its options.
+func (s *Settings) destination(t *task.Task, c *task.Container) (string, map[string]string) {
+	config := &c.HostConfig.LogConfig
+	if config.Type == FireLens {
+		return Fluentd, s.toRouter(t, c)
+	}
+	return cmp.Or(config.Type, JSONFile), config.Config
+}
+
 func args(a About, bytes int64, files int) url.Values {
 	return url.Values{
 		"path": {filepath.Join(a.Dir, "log.json")},
 		"max":  {strconv.FormatInt(bytes, 10)}, "files": {strconv.Itoa(files)},
 	}
-}
-
-func localLimits(o map[string]string, bytes int64, files int) (int64, int) {
-	if n, err := Size(o["max-size"]); err == nil && n > 0 {
-		bytes = n
-	}
-	if n, err := strconv.Atoi(o["max-file"]); err == nil && n > 0 {
-		files = n
-	}
-	return bytes, files
 }
 
 // blocking reports whether a container waits for its destination. Since June 2025 ECS

@@ -182,6 +182,8 @@ type BlockVolume struct {
 	// it removed with its task.
 	Pooled bool `json:"pooled,omitempty"`
 	Delete bool `json:"delete,omitempty"`
+	// Snapshot is the one in the pool whose content such a volume begins with.
+	Snapshot string `json:"snapshot,omitempty"`
 }
 
 // EFSVolume is a network file system (ECS API model, EFSVolumeConfiguration).

@@ -13,7 +13,7 @@ import (
 func blockVolume(taskID string, v *task.Volume) *volumes.Volume {
 	b := v.Block
 	return &volumes.Volume{Task: taskID, Name: v.Name, Scope: volumes.ScopeTask, Block: &volumes.BlockDevice{
-		ID: b.ID, Size: b.Size, Kind: b.FileSystem, Path: b.Path, Pooled: b.Pooled, Delete: b.Delete,
+		ID: b.ID, Size: b.Size, Kind: b.FileSystem, Path: b.Path, Pooled: b.Pooled, Delete: b.Delete, Snapshot: b.Snapshot,
 	}}
 }
 

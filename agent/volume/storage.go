@@ -19,6 +19,7 @@ import (
 
 // Storage limits what tasks write. It serves task.KindStorage.
 type Storage struct {
+	c   StorageConfig
 	dir string
 	log *slog.Logger
 
@@ -31,13 +32,23 @@ var (
 	_ engine.Sweeper  = (*Storage)(nil)
 )
 
+// StorageConfig is what a Storage is made of.
+type StorageConfig struct {
+	Dir string
+	// Reserve is what the logs of a task take at most, and Logged what they take, in
+	// bytes. They are written elsewhere, and count. nil: there are no logs.
+	Reserve func(t *task.Task) int64
+	Logged  func(taskID string) (uint64, error)
+	Log     *slog.Logger // nil discards
+}
+
 // NewStorage makes the adapter on a directory. What the file system below can do is
 // tried when the first task asks for a limit.
-func NewStorage(dir string, log *slog.Logger) *Storage {
-	if log == nil {
-		log = slog.New(slog.DiscardHandler)
+func NewStorage(c StorageConfig) *Storage {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Storage{dir: dir, log: log}
+	return &Storage{c: c, dir: c.Dir, log: c.Log}
 }
 
 // open finds the mechanism, once.
@@ -68,7 +79,11 @@ func (s *Storage) Ensure(ctx context.Context, t *task.Task, _ string, _ engine.D
 	if err != nil {
 		return task.Result{}, storageFailed(err)
 	}
-	path, err := store.Create(ctx, t.ID(), uint64(t.Storage))
+	size := t.Storage
+	if s.c.Reserve != nil {
+		size -= s.c.Reserve(t)
+	}
+	path, err := store.Create(ctx, t.ID(), uint64(max(0, size)))
 	if err != nil {
 		return task.Result{}, storageFailed(err)
 	}
@@ -102,8 +117,8 @@ func (s *Storage) Probe(ctx context.Context, t *task.Task, _ string, _ task.Hand
 	return task.Observed{Exists: there}, storageFailed(err)
 }
 
-// Usage says how much a task has written of how much it may. ok is false for a task
-// without a limit.
+// Usage says how much a task has written, its logs included, of how much it may. ok is
+// false for a task without a limit.
 func (s *Storage) Usage(ctx context.Context, t *task.Task) (u ephemeral.Usage, ok bool, err error) {
 	if t.Storage <= 0 {
 		return u, false, nil
@@ -113,6 +128,12 @@ func (s *Storage) Usage(ctx context.Context, t *task.Task) (u ephemeral.Usage, o
 		return u, false, err
 	}
 	u, err = store.Usage(t.ID())
+	if err == nil && s.c.Logged != nil {
+		var logs uint64
+		logs, err = s.c.Logged(t.ID())
+		u.Used += logs
+	}
+	u.Limit = uint64(t.Storage)
 	return u, err == nil, err
 }
 

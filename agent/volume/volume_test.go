@@ -27,7 +27,9 @@ func host(t *testing.T) (*Volumes, volumes.Dirs) {
 	}
 	dir := t.TempDir()
 	d := volumes.Dirs{Run: filepath.Join(dir, "run"), State: filepath.Join(dir, "state")}
-	s := New(Config{Dirs: d, Storage: NewStorage(filepath.Join(d.State, "storage"), nil), Pool: &block.Pool{Dir: filepath.Join(d.State, "pool")}, Region: "eu-west-1"})
+	s := New(Config{Dirs: d, Storage: NewStorage(StorageConfig{
+		Dir: filepath.Join(d.State, "storage"), Reserve: func(*task.Task) int64 { return reservedForLogs }, Logged: func(string) (uint64, error) { return logged, nil },
+	}), Pool: &block.Pool{Dir: filepath.Join(d.State, "pool")}, Region: "eu-west-1"})
 	t.Cleanup(func() {
 		if err := s.Teardown(); err != nil {
 			t.Error(err)
@@ -209,6 +211,9 @@ func TestFailuresHaveClassAndReason(t *testing.T) {
 	}
 }
 
+// What the logs of every task may take and do, in bytes.
+const reservedForLogs, logged = 1 << 20, 4096
+
 // The limited storage of a task holds its empty volumes, tells its use, and goes with it.
 func TestLimitedStorage(t *testing.T) {
 	s, _ := host(t)
@@ -243,8 +248,13 @@ func TestLimitedStorage(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if after, _, err := st.Usage(ctx, tk); err != nil || after.Used < before.Used+8<<20 || after.Limit == 0 {
+	after, _, err := st.Usage(ctx, tk)
+	if err != nil || after.Used < before.Used+8<<20 || after.Limit != uint64(tk.Storage) {
 		t.Errorf("%+v after %+v, %v", after, before, err)
+	}
+	// Its logs count, and what they may take is not for anything else.
+	if own, err := st.store.Usage("t1"); err != nil || own.Used != after.Used-logged || own.Limit > uint64(tk.Storage-reservedForLogs) {
+		t.Errorf("without logs %+v, with logs %+v: %v", own, after, err)
 	}
 	if _, ok, err := st.Usage(ctx, of("t2")); err != nil || ok {
 		t.Errorf("a task without a limit: %t, %v", ok, err)

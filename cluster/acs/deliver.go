@@ -35,6 +35,9 @@ func (ss *session) flush(ctx context.Context) error {
 	if err := ss.sendUpdate(ctx); err != nil {
 		return err
 	}
+	if err := ss.sendPool(ctx); err != nil {
+		return err
+	}
 	pairs := ss.collect()
 	var batch []acs.Task
 	var orders []order
@@ -230,6 +233,8 @@ func (ss *session) receive(ctx context.Context, m acs.Message) error {
 		ss.log.Warn("agent refuses a message", "message", clip(m.MessageID), "err", clip(m.Reason))
 	case *acs.TaskStopVerificationMessage:
 		return ss.verifyStops(ctx, m)
+	case *acs.VolumePoolResult:
+		ss.poolResult(ctx, m)
 	case *acs.HeartbeatAckRequest, *acs.IAMRoleCredentialsAckRequest:
 		// That they came is all they say.
 	default:

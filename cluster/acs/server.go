@@ -161,6 +161,8 @@ func (s *Server) dispatch(c store.Change) {
 		}
 	case store.SecurityGroupRules.Name(), store.Interfaces.Name():
 		s.dispatchPolicy(c)
+	case store.Volumes.Name(), store.Snapshots.Name():
+		s.dispatchPool(c)
 	case store.Instances.Name():
 		i, ok := c.New.(*store.Instance)
 		if ok && aws.ToString(i.Instance.Status) != "INACTIVE" {

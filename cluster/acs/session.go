@@ -57,6 +57,7 @@ type session struct {
 	left      int64  // bytes until the connection is cut; 0 is never
 	policy    []byte // the security groups as they were sent last, encoded
 	update    updates
+	pool      []byte // the orders for the volume pool, likewise
 
 	mu sync.Mutex
 	// policyDue says that the security groups have to be looked at, and groups which the
@@ -64,6 +65,7 @@ type session struct {
 	policyDue bool
 	updateDue bool // the update of the agent has to be looked at
 	groups    map[string]bool
+	poolDue   bool // the orders for the volume pool have to be looked at
 	changed   []string
 	all       everything
 	wake      chan struct{}
@@ -77,7 +79,7 @@ func newSession(s *Server, inst *store.Instance, q url.Values) *session {
 		server: s, id: inst.ID, instance: aws.ToString(inst.Instance.ContainerInstanceArn),
 		cluster: inst.ClusterName, clusterARN: clusterARN(aws.ToString(inst.Instance.ContainerInstanceArn), inst.ClusterName),
 		version: versionOf(q), log: s.Log.With("instance", inst.ID),
-		queue: newQueue(s.AckTimeout), all: allOwed, policyDue: true, updateDue: true,
+		queue: newQueue(s.AckTimeout), all: allOwed, policyDue: true, updateDue: true, poolDue: true,
 		wake: make(chan struct{}, 1), ended: make(chan struct{}),
 	}
 	if q.Get("sendCredentials") == "true" {
@@ -100,7 +102,7 @@ func (ss *session) look(id string) {
 func (ss *session) lookAll() {
 	ss.mu.Lock()
 	ss.all = max(ss.all, allOwed)
-	ss.policyDue, ss.updateDue = true, true
+	ss.policyDue, ss.updateDue, ss.poolDue = true, true, true
 	ss.mu.Unlock()
 	ss.signal()
 }

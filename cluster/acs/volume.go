@@ -27,6 +27,9 @@ func volumesOf(r store.Reader, t *store.Task) []acs.Attachment {
 		} {
 			a.AttachmentProperties = append(a.AttachmentProperties, acs.AttachmentProperty{Name: p[0], Value: p[1]})
 		}
+		if v.SnapshotID != "" {
+			a.AttachmentProperties = append(a.AttachmentProperties, acs.AttachmentProperty{Name: acs.PropertySnapshot, Value: v.SnapshotID})
+		}
 		out = append(out, a)
 		return true
 	})

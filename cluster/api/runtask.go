@@ -44,6 +44,7 @@ type launch struct {
 	strategies  []sched.Strategy
 	network     *types.AwsVpcConfiguration // nil unless the network mode is awsvpc
 	volume      *store.Volume              // configured at launch; what its tasks have in common
+	places      []sched.Constraint         // where what the tasks need is
 
 	group      string
 	startedBy  *string
@@ -72,8 +73,8 @@ func (a *API) RunTask(ctx context.Context, in *ecs.RunTaskInput) (*ecs.RunTaskOu
 	if l.strategies, err = sched.Strategies(in.PlacementStrategy); err != nil {
 		return nil, invalidParameter("%s", err)
 	}
-	if l.constraints, err = sched.Constraints(l.def.PlacementConstraints, in.PlacementConstraints); err != nil {
-		return nil, invalidParameter("%s", err)
+	if err := l.constrain(in.PlacementConstraints); err != nil {
+		return nil, err
 	}
 	out := &ecs.RunTaskOutput{}
 	decide := func(s *sched.State, tasks []string) (sched.Result, error) {
@@ -99,8 +100,8 @@ func (a *API) StartTask(ctx context.Context, in *ecs.StartTaskInput) (*ecs.Start
 		return nil, err
 	}
 	l.logMode = a.logMode(ctx)
-	if l.constraints, err = sched.Constraints(l.def.PlacementConstraints, nil); err != nil {
-		return nil, invalidParameter("%s", err)
+	if err := l.constrain(nil); err != nil {
+		return nil, err
 	}
 	instances := make([]string, len(in.ContainerInstances))
 	for i, ref := range in.ContainerInstances {
@@ -224,7 +225,8 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 	if err != nil {
 		return nil, err
 	}
-	if l.volume, err = volumeOf(l.def, in.volumes); err != nil {
+	a.Store.View(func(r store.Reader) { err = l.withVolume(r, in.volumes) })
+	if err != nil {
 		return nil, err
 	}
 	if err := l.override(in.overrides); err != nil {
@@ -241,6 +243,26 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 		return nil, invalidParameter("Invalid namespace for group: %s is reserved for services.", clip(l.group))
 	}
 	return l, nil
+}
+
+// withVolume takes the volume that is configured at launch.
+func (l *launch) withVolume(r store.Reader, given []types.TaskVolumeConfiguration) (err error) {
+	if l.volume, err = volumeOf(r, l.def, given); err != nil || l.volume == nil || l.volume.SnapshotID == "" {
+		return err
+	}
+	place, err := snapshotPlace(r, l.volume)
+	l.places = append(l.places, place)
+	return err
+}
+
+// constrain says where the task may be placed.
+func (l *launch) constrain(given []types.PlacementConstraint) error {
+	list, err := sched.Constraints(l.def.PlacementConstraints, given)
+	if err != nil {
+		return invalidParameter("%s", err)
+	}
+	l.constraints = append(list, l.places...)
+	return nil
 }
 
 // checkRoles refuses a task whose roles nobody can take for it. The words are those of ECS.

@@ -24,12 +24,6 @@ const volumeAttachment = "AmazonElasticBlockStorage"
 // attachmentDetached is of a volume that outlives its task.
 const attachmentDetached = "DETACHED"
 
-// States of a volume (EC2 API).
-const (
-	volumeInUse     = "in-use"
-	volumeAvailable = "available"
-)
-
 func volumePoolAttribute() sched.Attribute { return sched.Attribute{Name: attributeVolumePool} }
 
 // volumeTypes are the smallest and largest sizes in GiB (EC2 API, CreateVolume).
@@ -43,7 +37,7 @@ var roleARN = regexp.MustCompile(`^arn:[^:\s]+:iam::[0-9]*:role/\S+$`)
 
 // volumeOf checks the volume configurations of RunTask or StartTask; nil means that the
 // definition has no volume that is configured at launch.
-func volumeOf(def *types.TaskDefinition, given []types.TaskVolumeConfiguration) (*store.Volume, error) {
+func volumeOf(r store.Reader, def *types.TaskDefinition, given []types.TaskVolumeConfiguration) (*store.Volume, error) {
 	at := slices.IndexFunc(def.Volumes, func(v types.Volume) bool { return aws.ToBool(v.ConfiguredAtLaunch) })
 	switch {
 	case at < 0 && len(given) == 0:
@@ -62,9 +56,13 @@ func volumeOf(def *types.TaskDefinition, given []types.TaskVolumeConfiguration) 
 	m := given[0].ManagedEBSVolume
 	v := &store.Volume{
 		Name: str(given[0].Name), RoleARN: str(m.RoleArn), SizeGiB: aws.ToInt32(m.SizeInGiB), Type: orElse(str(m.VolumeType), defaultVolumeType),
-		FileSystem: orElse(string(m.FilesystemType), string(types.TaskFilesystemTypeXfs)), IOPS: aws.ToInt32(m.Iops), Throughput: aws.ToInt32(m.Throughput),
-		Delete: m.TerminationPolicy == nil || aws.ToBool(m.TerminationPolicy.DeleteOnTermination), State: volumeInUse,
+		FileSystem: string(m.FilesystemType), IOPS: aws.ToInt32(m.Iops), Throughput: aws.ToInt32(m.Throughput),
+		Delete: m.TerminationPolicy == nil || aws.ToBool(m.TerminationPolicy.DeleteOnTermination), State: store.VolumeInUse, SnapshotID: str(m.SnapshotId),
 	}
+	if err := fromSnapshot(r, m, v); err != nil {
+		return nil, err
+	}
+	v.FileSystem = orElse(v.FileSystem, string(types.TaskFilesystemTypeXfs))
 	if err := checkVolumeConfiguration(m, v); err != nil {
 		return nil, err
 	}
@@ -82,6 +80,62 @@ func volumeOf(def *types.TaskDefinition, given []types.TaskVolumeConfiguration) 
 	return v, nil
 }
 
+// Limits of volumeInitializationRate, in MiB/s (ECS API model,
+// TaskManagedEBSVolumeConfiguration).
+const minInitializationRate, maxInitializationRate = 100, 300
+
+// fromSnapshot finds the snapshot that a volume begins with, which says its size and file
+// system where nothing else does.
+func fromSnapshot(r store.Reader, m *types.TaskManagedEBSVolumeConfiguration, v *store.Volume) error {
+	bad := func(format string, args ...any) error {
+		return invalidParameter("volumeConfigurations: volume '"+v.Name+"': "+format, args...)
+	}
+	rate := aws.ToInt32(m.VolumeInitializationRate)
+	if v.SnapshotID == "" {
+		if m.VolumeInitializationRate != nil {
+			return bad("volumeInitializationRate is for volumes with a snapshotId only.")
+		}
+		return nil
+	}
+	s, ok := store.Get(r, store.Snapshots, v.SnapshotID)
+	switch {
+	case !ok || s.Deleting:
+		return bad("the snapshot '%s' does not exist.", clip(v.SnapshotID))
+	case s.State != store.SnapshotCompleted:
+		return bad("the snapshot '%s' is %s; it must be completed.", v.SnapshotID, s.State)
+	case m.VolumeInitializationRate != nil && (rate < minInitializationRate || rate > maxInitializationRate):
+		return bad("volumeInitializationRate must be between %d and %d MiB/s, %d given.", minInitializationRate, maxInitializationRate, rate)
+	case m.SizeInGiB != nil && v.SizeGiB < s.SizeGiB:
+		return bad("sizeInGiB must be at least that of the snapshot '%s', %d; %d given.", v.SnapshotID, s.SizeGiB, v.SizeGiB)
+	case v.FileSystem != "" && v.FileSystem != s.FileSystem:
+		return bad("the snapshot '%s' has the file system %s, and filesystemType %s is given; leave it out.", v.SnapshotID, s.FileSystem, v.FileSystem)
+	}
+	v.FileSystem = s.FileSystem
+	if m.SizeInGiB == nil {
+		v.SizeGiB = s.SizeGiB
+	}
+	return nil
+}
+
+// snapshotPlace narrows where a task can be placed to the instance whose pool has the
+// snapshot that its volume begins with.
+func snapshotPlace(r store.Reader, v *store.Volume) (sched.Constraint, error) {
+	s, ok := store.Get(r, store.Snapshots, v.SnapshotID)
+	var home *store.Instance
+	if ok {
+		home, ok = store.Get(r, store.Instances, store.Key(s.ClusterName, s.InstanceID))
+	}
+	if !ok || str(home.Instance.Ec2InstanceId) == "" {
+		return sched.Constraint{}, invalidParameter("volumeConfigurations: volume '%s': the container instance that has the snapshot '%s' is not registered any more.", v.Name, v.SnapshotID)
+	}
+	expression := "ec2InstanceId == " + str(home.Instance.Ec2InstanceId)
+	list, err := sched.Constraints(nil, []types.PlacementConstraint{{Type: types.PlacementConstraintTypeMemberOf, Expression: &expression}})
+	if err != nil {
+		return sched.Constraint{}, err
+	}
+	return list[0], nil
+}
+
 func checkVolumeConfiguration(m *types.TaskManagedEBSVolumeConfiguration, v *store.Volume) error {
 	bad := func(format string, args ...any) error {
 		return invalidParameter("volumeConfigurations: volume '"+v.Name+"': "+format, args...)
@@ -92,9 +146,7 @@ func checkVolumeConfiguration(m *types.TaskManagedEBSVolumeConfiguration, v *sto
 		return bad("roleArn must be the ARN of a role.")
 	case !known:
 		return bad("volumeType '%s' is none of gp2, gp3, io1, io2, sc1, st1 and standard.", clip(v.Type))
-	case str(m.SnapshotId) != "":
-		return unsupportedFeature("volumeConfigurations: snapshotId: the pools of this cluster's instances have no snapshots; leave it out and give sizeInGiB.")
-	case m.SizeInGiB == nil:
+	case m.SizeInGiB == nil && v.SnapshotID == "":
 		return bad("either sizeInGiB or snapshotId must be given.")
 	case v.SizeGiB < sizes[0] || v.SizeGiB > sizes[1]:
 		return bad("sizeInGiB of type %s must be between %d and %d, %d given.", v.Type, sizes[0], sizes[1], v.SizeGiB)
@@ -163,7 +215,7 @@ func releaseVolumes(tx *store.Tx, t *store.Task) {
 			continue
 		}
 		kept := *v
-		kept.State = volumeAvailable
+		kept.State = store.VolumeAvailable
 		store.Put(tx, store.Volumes, v.ID, &kept)
 		t.Task.Attachments[at].Status = aws.String(attachmentDetached)
 	}

@@ -2,6 +2,7 @@ package api_test
 
 import (
 	"context"
+	"fmt"
 	"strings"
 	"testing"
 
@@ -51,7 +52,8 @@ func TestVolumeConfigurationsThatAreRefused(t *testing.T) {
 		"iops must be given":                   {"data", invalid, managed(func(m *config) { m.VolumeType = aws.String("io2") })},
 		"throughput is for type gp3":           {"data", invalid, managed(func(m *config) { m.VolumeType, m.Throughput = aws.String("gp2"), aws.Int32(200) })},
 		"Windows only":                         {"data", invalid, managed(func(m *config) { m.FilesystemType = types.TaskFilesystemTypeNtfs })},
-		"snapshotId":                           {"data", unsupported, managed(func(m *config) { m.SnapshotId = aws.String("snap-01234567") })},
+		"'snap-01234567' does not exist":       {"data", invalid, managed(func(m *config) { m.SnapshotId = aws.String("snap-01234567") })},
+		"with a snapshotId only":               {"data", invalid, managed(func(m *config) { m.VolumeInitializationRate = aws.Int32(200) })},
 		"not encrypted":                        {"data", unsupported, managed(func(m *config) { m.Encrypted = aws.Bool(true) })},
 	} {
 		_, err := l.Operator.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &c.family, VolumeConfigurations: c.volumes})
@@ -121,5 +123,73 @@ func TestVolumeOfATask(t *testing.T) {
 	l.Store.View(func(r store.Reader) { v, _ = store.Get(r, store.Volumes, details["volumeId"]) })
 	if v != nil {
 		t.Errorf("the volume of a task that never had it is kept: %+v", v)
+	}
+}
+
+// A volume of a snapshot has its size and file system, and its task goes where it is.
+func TestVolumeOfASnapshot(t *testing.T) {
+	l := newLab(t, nil)
+	instances(t, l, 3, 1000, 1000)
+	withPool(t, l.Store)
+	define(t, l, atLaunch("data"))
+	ctx := context.Background()
+	var home string
+	snapshot := func(id, state string) *store.Snapshot {
+		return &store.Snapshot{ID: id, ClusterName: "default", InstanceID: home, SizeGiB: 20, FileSystem: "ext4", State: state}
+	}
+	err := l.Store.Update(ctx, func(tx *store.Tx) error {
+		for n, i := range store.List(tx, store.Instances, "") {
+			fresh := *i
+			fresh.Instance.Ec2InstanceId = aws.String(fmt.Sprintf("mi-%d", n))
+			store.Put(tx, store.Instances, store.Key("default", i.ID), &fresh)
+			if n == 1 {
+				home = i.ID
+			}
+		}
+		store.Put(tx, store.Snapshots, "snap-00000001", snapshot("snap-00000001", store.SnapshotCompleted))
+		store.Put(tx, store.Snapshots, "snap-00000002", snapshot("snap-00000002", store.SnapshotPending))
+		lost := snapshot("snap-00000003", store.SnapshotCompleted)
+		lost.InstanceID = "gone"
+		store.Put(tx, store.Snapshots, lost.ID, lost)
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	type config = types.TaskManagedEBSVolumeConfiguration
+	run := func(id string, change func(*config)) (*ecs.RunTaskOutput, error) {
+		return l.Operator.RunTask(ctx, &ecs.RunTaskInput{TaskDefinition: aws.String("data"), VolumeConfigurations: managed(func(m *config) {
+			m.SnapshotId, m.SizeInGiB = &id, nil
+			if change != nil {
+				change(m)
+			}
+		})})
+	}
+	for range 3 {
+		out, err := run("snap-00000001", func(m *config) { m.VolumeInitializationRate = aws.Int32(300) })
+		if err != nil || len(out.Tasks) != 1 || !strings.HasSuffix(aws.ToString(out.Tasks[0].ContainerInstanceArn), home) {
+			t.Fatalf("%+v, %v; want it on %s", out, err, home)
+		}
+	}
+	l.Store.View(func(r store.Reader) {
+		for _, v := range store.List(r, store.Volumes, "") {
+			if v.SizeGiB != 20 || v.FileSystem != "ext4" || v.SnapshotID != "snap-00000001" || v.InstanceID != home {
+				t.Errorf("volume %+v", v)
+			}
+		}
+	})
+	for text, c := range map[string]struct {
+		id     string
+		change func(*config)
+	}{
+		"is pending":               {"snap-00000002", nil},
+		"not registered any more":  {"snap-00000003", nil},
+		"at least that of the":     {"snap-00000001", func(m *config) { m.SizeInGiB = aws.Int32(19) }},
+		"has the file system ext4": {"snap-00000001", func(m *config) { m.FilesystemType = types.TaskFilesystemTypeXfs }},
+		"between 100 and 300":      {"snap-00000001", func(m *config) { m.VolumeInitializationRate = aws.Int32(99) }},
+	} {
+		if _, err := run(c.id, c.change); code(err) != "InvalidParameterException" || !strings.Contains(err.Error(), text) {
+			t.Errorf("got %v, want %q", err, text)
+		}
 	}
 }

@@ -1,7 +1,8 @@
 // Package ec2 answers the part of the Amazon EC2 query API that clients of ECS need for
-// networks: VPCs, subnets, security groups and their rules, network interfaces, zones and
-// tags. The records are those of package vpc; a changed rule reaches the agents by the
-// store's watches.
+// networks and volumes: VPCs, subnets, security groups and their rules, network
+// interfaces, zones, volumes that tasks had and their snapshots, and tags. The records of
+// networks are those of package vpc; a changed rule, and what is to be done with a volume,
+// reaches the agents by the store's watches.
 //
 // A request is a form, an answer XML (EC2 API reference, "Query requests"). Answers hold
 // what the aws CLI and Terraform read; members that mean nothing here have the value that
@@ -78,6 +79,8 @@ func New(c Config) *Server {
 		"DescribeNetworkInterfaces": s.describeNetworkInterfaces,
 		"DescribeAvailabilityZones": s.describeAvailabilityZones, "DescribeRegions": s.describeRegions,
 		"DescribeAccountAttributes": s.describeAccountAttributes, "DescribeInstances": s.describeInstances,
+		"DescribeVolumes": s.describeVolumes, "DeleteVolume": s.deleteVolume,
+		"CreateSnapshot": s.createSnapshot, "DescribeSnapshots": s.describeSnapshots, "DeleteSnapshot": s.deleteSnapshot,
 		"CreateTags": s.createTags, "DeleteTags": s.deleteTags, "DescribeTags": s.describeTags,
 	}
 	return s

@@ -195,6 +195,10 @@ func taggedOf(id string) (tagged, bool) {
 	case "sgr":
 		t := tagsIn("security-group-rule", store.SecurityGroupRules, func(v *store.SecurityGroupRule) *map[string]string { return &v.Tags })
 		return t.keyed(ruleKey), true
+	case "vol":
+		return tagsIn("volume", store.Volumes, func(v *store.Volume) *map[string]string { return &v.Tags }), true
+	case "snap":
+		return tagsIn("snapshot", store.Snapshots, func(v *store.Snapshot) *map[string]string { return &v.Tags }), true
 	}
 	return tagged{}, false
 }
@@ -299,6 +303,13 @@ func (s *Server) describeTags(_ context.Context, f form) ([]node, error) {
 		store.Scan(r, store.Subnets, "", func(id string, _ *store.Subnet) bool { ids = append(ids, id); return true })
 		store.Scan(r, store.SecurityGroups, "", func(id string, _ *store.SecurityGroup) bool { ids = append(ids, id); return true })
 		store.Scan(r, store.SecurityGroupRules, "", func(_ string, v *store.SecurityGroupRule) bool { ids = append(ids, v.ID); return true })
+		store.Scan(r, store.Volumes, "", func(id string, _ *store.Volume) bool { ids = append(ids, id); return true })
+		store.Scan(r, store.Snapshots, "", func(id string, v *store.Snapshot) bool {
+			if !v.Deleting {
+				ids = append(ids, id)
+			}
+			return true
+		})
 		for _, id := range ids {
 			t, _ := taggedOf(id)
 			tags, _ := t.get(r, id)

@@ -54,6 +54,8 @@ var (
 	Volumes = newTable[Volume](19, "volumes")
 	// Policies is keyed by the policy's name.
 	Policies = newTable[Policy](20, "policies")
+	// Snapshots is keyed by snapshot id.
+	Snapshots = newTable[Snapshot](21, "snapshots")
 
 	tableList = []*table{
 		Clusters.table, Families.table, TaskDefinitions.table, Instances.table,
@@ -61,7 +63,7 @@ var (
 		ClientTokens.table, Settings.table, Meta.table, Nodes.table,
 		VPCs.table, Subnets.table, SecurityGroups.table, SecurityGroupRules.table,
 		Interfaces.table, Addresses.table,
-		Roles.table, JoinTokens.table, Volumes.table, Policies.table,
+		Roles.table, JoinTokens.table, Volumes.table, Policies.table, Snapshots.table,
 	}
 )
 
@@ -86,6 +88,10 @@ var (
 	InterfacesByGroup = newIndex(Interfaces, func(_ string, i *Interface) []string { return i.Groups })
 	// VolumesByTask finds the volumes that were made for a task, by task id.
 	VolumesByTask = newIndex(Volumes, func(_ string, v *Volume) []string { return []string{v.TaskID} })
+	// VolumesByInstance finds the volumes in the pool of an instance, by instance id.
+	VolumesByInstance = newIndex(Volumes, func(_ string, v *Volume) []string { return []string{v.InstanceID} })
+	// SnapshotsByInstance finds the snapshots in the pool of an instance, by instance id.
+	SnapshotsByInstance = newIndex(Snapshots, func(_ string, s *Snapshot) []string { return []string{s.InstanceID} })
 	// KeysByInstance finds the access keys bound to a container instance
 	// ARN.
 	KeysByInstance = newIndex(Keys, func(_ string, k *AccessKey) []string {

@@ -253,8 +253,33 @@ func (h *handler) Credentials(ctx context.Context, m *wire.IAMRoleCredentialsMes
 	})
 }
 
-func (h *handler) Attach(context.Context, wire.AttachMessage, wire.Responder) error { return nil }
-func (h *handler) Policy(context.Context, *wire.TaskNetworkPolicyMessage) error     { return nil }
+// Attach says that a volume is there as soon as it is announced.
+func (h *handler) Attach(ctx context.Context, m wire.AttachMessage, r wire.Responder) error {
+	c, ok := m.(*wire.ConfirmAttachmentMessage)
+	if !ok || c.Attachment == nil {
+		return nil
+	}
+	if err := r.Send(ctx, &wire.AckRequest{Cluster: c.ClusterARN, ContainerInstance: c.ContainerInstanceARN, MessageID: c.MessageID}); err != nil {
+		return err
+	}
+	_, err := h.ECS.SubmitAttachmentStateChanges(ctx, &ecs.SubmitAttachmentStateChangesInput{
+		Cluster: &h.shape.Cluster, Attachments: []types.AttachmentStateChange{{AttachmentArn: &c.Attachment.AttachmentARN, Status: aws.String("ATTACHED")}},
+	})
+	return err
+}
+
+func (h *handler) Policy(context.Context, *wire.TaskNetworkPolicyMessage) error { return nil }
+
+// Pool does what it is told at once.
+func (h *handler) Pool(ctx context.Context, m *wire.VolumePoolMessage, r wire.Responder) error {
+	for _, o := range m.Orders {
+		result := &wire.VolumePoolResult{MessageID: m.MessageID, Order: o.Order, VolumeID: o.VolumeID, SnapshotID: o.SnapshotID}
+		if err := r.Send(ctx, result); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
 func (h *handler) Manifest(ctx context.Context, m *wire.TaskManifestMessage, r wire.Responder) error {
 	return r.Send(ctx, &wire.AckRequest{Cluster: m.ClusterARN, ContainerInstance: m.ContainerInstanceARN, MessageID: m.MessageID})

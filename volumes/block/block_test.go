@@ -67,7 +67,7 @@ func TestPool(t *testing.T) {
 	}
 	const id, size = "vol-0123456789abcdef0", 16 << 20
 	for range 2 {
-		if err := p.Create(t.Context(), id, size, "ext4", Owned{Task: "t", Delete: true}); err != nil {
+		if err := p.Create(t.Context(), id, Content{Size: size, Kind: "ext4"}, Owned{Task: "t", Delete: true}); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -77,10 +77,10 @@ func TestPool(t *testing.T) {
 	if all, err := p.Volumes(); err != nil || len(all) != 1 || all[id] != (Owned{Task: "t", Delete: true}) {
 		t.Errorf("%v, %v", all, err)
 	}
-	if err := p.Create(t.Context(), "vol-1", size, "ext4", Owned{}); err == nil {
+	if err := p.Create(t.Context(), "vol-1", Content{Size: size, Kind: "ext4"}, Owned{}); err == nil {
 		t.Error("an id that is none was taken")
 	}
-	if err := p.Create(t.Context(), "vol-01234567", size, "ntfs", Owned{}); err == nil || !strings.Contains(err.Error(), "xfs, ext4") {
+	if err := p.Create(t.Context(), "vol-01234567", Content{Size: size, Kind: "ntfs"}, Owned{}); err == nil || !strings.Contains(err.Error(), "xfs, ext4") {
 		t.Errorf("an unknown file system: %v", err)
 	}
 	for _, id := range []string{id, id, "vol-01234567"} {

@@ -37,6 +37,10 @@ func newMessage(name string) Message {
 		return new(AttachInstanceNetworkInterfacesMessage)
 	case "TaskNetworkPolicyMessage":
 		return new(TaskNetworkPolicyMessage)
+	case "VolumePoolMessage":
+		return new(VolumePoolMessage)
+	case "VolumePoolResult":
+		return new(VolumePoolResult)
 	case "ConfirmAttachmentMessage":
 		return new(ConfirmAttachmentMessage)
 	case "StageUpdateMessage":

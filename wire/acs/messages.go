@@ -141,6 +141,43 @@ type TaskNetworkPolicyMessage struct {
 	Groups               []AddressGroup    `json:"groups,omitempty"` // those that rules name
 }
 
+// Orders of a VolumePoolMessage.
+const (
+	PoolDeleteVolume   = "DeleteVolume"
+	PoolCreateSnapshot = "CreateSnapshot"
+	PoolDeleteSnapshot = "DeleteSnapshot"
+)
+
+// VolumePoolMessage is Berth's own and says what is to be done with volumes in the pool of
+// an instance that no task waits for. It holds everything that is open, and is not
+// acknowledged: it is sent with every session and whenever it changes, until a
+// VolumePoolResult has come for each order. To carry out an order again changes nothing.
+type VolumePoolMessage struct {
+	MessageID            string      `json:"messageId,omitempty"`
+	ClusterARN           string      `json:"clusterArn,omitempty"`
+	ContainerInstanceARN string      `json:"containerInstanceArn,omitempty"`
+	Orders               []PoolOrder `json:"orders,omitempty"`
+}
+
+// PoolOrder is one thing to do.
+type PoolOrder struct {
+	Order      string `json:"order,omitempty"`
+	VolumeID   string `json:"volumeId,omitempty"`
+	SnapshotID string `json:"snapshotId,omitempty"` // of the orders that are about one
+	// TaskID and VolumeName say whose volume CreateSnapshot is about.
+	TaskID     string `json:"taskId,omitempty"`
+	VolumeName string `json:"volumeName,omitempty"`
+}
+
+// VolumePoolResult answers one order.
+type VolumePoolResult struct {
+	MessageID  string `json:"messageId,omitempty"` // of the last message that held it
+	Order      string `json:"order,omitempty"`
+	VolumeID   string `json:"volumeId,omitempty"`
+	SnapshotID string `json:"snapshotId,omitempty"`
+	Fault      string `json:"fault,omitempty"` // why it cannot be done, now or later
+}
+
 // InterfacePolicy is what one interface lets pass; all else is dropped but replies.
 type InterfacePolicy struct {
 	MACAddress string        `json:"macAddress,omitempty"`
@@ -264,6 +301,12 @@ func (*AttachInstanceNetworkInterfacesMessage) TypeName() string {
 
 // TypeName is the name in the frame.
 func (*TaskNetworkPolicyMessage) TypeName() string { return "TaskNetworkPolicyMessage" }
+
+// TypeName is "VolumePoolMessage".
+func (*VolumePoolMessage) TypeName() string { return "VolumePoolMessage" }
+
+// TypeName is "VolumePoolResult".
+func (*VolumePoolResult) TypeName() string { return "VolumePoolResult" }
 
 // TypeName is the name in the frame.
 func (*ConfirmAttachmentMessage) TypeName() string { return "ConfirmAttachmentMessage" }

@@ -357,6 +357,8 @@ const (
 	PropertyPool = "berthPool"
 	// PropertyDelete is "true" where the agent removes such a volume with its task.
 	PropertyDelete = "berthDeleteOnTermination"
+	// PropertySnapshot is the snapshot whose content such a volume begins with.
+	PropertySnapshot = "berthSnapshotId"
 )
 
 // AttachmentProperty is one property of an Attachment.
