@@ -225,7 +225,7 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 	if err != nil {
 		return nil, err
 	}
-	a.Store.View(func(r store.Reader) { err = l.withVolume(r, in.volumes) })
+	a.Store.View(func(r store.Reader) { err = l.withVolume(r, definition.Tags, in.volumes) })
 	if err != nil {
 		return nil, err
 	}
@@ -246,8 +246,8 @@ func (a *API) newLaunch(in launchInput) (*launch, error) {
 }
 
 // withVolume takes the volume that is configured at launch.
-func (l *launch) withVolume(r store.Reader, given []types.TaskVolumeConfiguration) (err error) {
-	if l.volume, err = volumeOf(r, l.def, given); err != nil || l.volume == nil || l.volume.SnapshotID == "" {
+func (l *launch) withVolume(r store.Reader, inherited []types.Tag, given []types.TaskVolumeConfiguration) (err error) {
+	if l.volume, err = volumeOf(r, l.def, inherited, given); err != nil || l.volume == nil || l.volume.SnapshotID == "" {
 		return err
 	}
 	place, err := snapshotPlace(r, l.volume)

@@ -33,11 +33,18 @@ var volumeTypes = map[string][2]int32{
 
 const defaultVolumeType = "gp3"
 
+// volumeIOPS are the fewest and most input and output operations a second that can be
+// asked for, of the types that take a number (EC2 API, CreateVolume: Iops).
+var volumeIOPS = map[string][2]int32{"gp3": {3000, 80000}, "io1": {100, 64000}, "io2": {100, 256000}}
+
+// Limits of the throughput of type gp3, in MiB/s (EC2 API, CreateVolume: Throughput).
+const minThroughput, maxThroughput = 125, 2000
+
 var roleARN = regexp.MustCompile(`^arn:[^:\s]+:iam::[0-9]*:role/\S+$`)
 
 // volumeOf checks the volume configurations of RunTask or StartTask; nil means that the
 // definition has no volume that is configured at launch.
-func volumeOf(r store.Reader, def *types.TaskDefinition, given []types.TaskVolumeConfiguration) (*store.Volume, error) {
+func volumeOf(r store.Reader, def *types.TaskDefinition, inherited []types.Tag, given []types.TaskVolumeConfiguration) (*store.Volume, error) {
 	at := slices.IndexFunc(def.Volumes, func(v types.Volume) bool { return aws.ToBool(v.ConfiguredAtLaunch) })
 	switch {
 	case at < 0 && len(given) == 0:
@@ -66,18 +73,35 @@ func volumeOf(r store.Reader, def *types.TaskDefinition, given []types.TaskVolum
 	if err := checkVolumeConfiguration(m, v); err != nil {
 		return nil, err
 	}
-	for _, s := range m.TagSpecifications {
+	return v, tagVolume(v, m.TagSpecifications, inherited)
+}
+
+// tagVolume gives a volume the tags of its configuration, and those of the task definition
+// where that asks for them.
+func tagVolume(v *store.Volume, specs []types.EBSTagSpecification, inherited []types.Tag) error {
+	v.Tags = make(map[string]string)
+	for _, s := range specs {
 		if err := validateTags(s.Tags); err != nil {
-			return nil, err
+			return err
 		}
-		for _, t := range s.Tags {
-			if v.Tags == nil {
-				v.Tags = make(map[string]string)
+		switch s.PropagateTags {
+		case types.PropagateTagsTaskDefinition:
+			for _, t := range inherited {
+				v.Tags[str(t.Key)] = str(t.Value)
 			}
+		case types.PropagateTagsService:
+			return invalidParameter("volumeConfigurations: volume '%s': propagateTags SERVICE is only for tasks of a service.", v.Name)
+		}
+	}
+	for _, s := range specs {
+		for _, t := range s.Tags {
 			v.Tags[str(t.Key)] = str(t.Value)
 		}
 	}
-	return v, nil
+	if len(v.Tags) > maxTags {
+		return invalidParameter("volumeConfigurations: volume '%s' may have at most %d tags, those of the task definition included.", v.Name, maxTags)
+	}
+	return nil
 }
 
 // Limits of volumeInitializationRate, in MiB/s (ECS API model,
@@ -152,10 +176,16 @@ func checkVolumeConfiguration(m *types.TaskManagedEBSVolumeConfiguration, v *sto
 		return bad("sizeInGiB of type %s must be between %d and %d, %d given.", v.Type, sizes[0], sizes[1], v.SizeGiB)
 	case aws.ToBool(m.Encrypted) || str(m.KmsKeyId) != "":
 		return unsupportedFeature("volumeConfigurations: encrypted: the pools of this cluster's instances are not encrypted; leave it out, and encrypt the disk below BERTH_VOLUME_DIR.")
-	case (v.Type == "io1" || v.Type == "io2") && v.IOPS <= 0:
+	case (v.Type == "io1" || v.Type == "io2") && m.Iops == nil:
 		return bad("iops must be given for type %s.", v.Type)
+	case m.Iops != nil && volumeIOPS[v.Type] == [2]int32{}:
+		return bad("iops is for the types gp3, io1 and io2 only.")
+	case m.Iops != nil && (v.IOPS < volumeIOPS[v.Type][0] || v.IOPS > volumeIOPS[v.Type][1]):
+		return bad("iops of type %s must be between %d and %d, %d given.", v.Type, volumeIOPS[v.Type][0], volumeIOPS[v.Type][1], v.IOPS)
 	case m.Throughput != nil && v.Type != "gp3":
 		return bad("throughput is for type gp3 only.")
+	case m.Throughput != nil && (v.Throughput < minThroughput || v.Throughput > maxThroughput):
+		return bad("throughput must be between %d and %d MiB/s, %d given.", minThroughput, maxThroughput, v.Throughput)
 	case v.FileSystem == string(types.TaskFilesystemTypeNtfs):
 		return bad("filesystemType ntfs is for Windows only.")
 	case !slices.Contains([]string{"xfs", "ext3", "ext4"}, v.FileSystem):

@@ -51,10 +51,16 @@ func TestVolumeConfigurationsThatAreRefused(t *testing.T) {
 		"between 125 and 16384, 10 given":      {"data", invalid, managed(func(m *config) { m.VolumeType = aws.String("st1") })},
 		"iops must be given":                   {"data", invalid, managed(func(m *config) { m.VolumeType = aws.String("io2") })},
 		"throughput is for type gp3":           {"data", invalid, managed(func(m *config) { m.VolumeType, m.Throughput = aws.String("gp2"), aws.Int32(200) })},
-		"Windows only":                         {"data", invalid, managed(func(m *config) { m.FilesystemType = types.TaskFilesystemTypeNtfs })},
-		"'snap-01234567' does not exist":       {"data", invalid, managed(func(m *config) { m.SnapshotId = aws.String("snap-01234567") })},
-		"with a snapshotId only":               {"data", invalid, managed(func(m *config) { m.VolumeInitializationRate = aws.Int32(200) })},
-		"not encrypted":                        {"data", unsupported, managed(func(m *config) { m.Encrypted = aws.Bool(true) })},
+		"gp3, io1 and io2 only":                {"data", invalid, managed(func(m *config) { m.VolumeType, m.Iops = aws.String("gp2"), aws.Int32(3000) })},
+		"between 3000 and 80000":               {"data", invalid, managed(func(m *config) { m.Iops = aws.Int32(2999) })},
+		"between 125 and 2000":                 {"data", invalid, managed(func(m *config) { m.Throughput = aws.Int32(2001) })},
+		"SERVICE is only": {"data", invalid, managed(func(m *config) {
+			m.TagSpecifications = []types.EBSTagSpecification{{ResourceType: "volume", PropagateTags: "SERVICE"}}
+		})},
+		"Windows only":                   {"data", invalid, managed(func(m *config) { m.FilesystemType = types.TaskFilesystemTypeNtfs })},
+		"'snap-01234567' does not exist": {"data", invalid, managed(func(m *config) { m.SnapshotId = aws.String("snap-01234567") })},
+		"with a snapshotId only":         {"data", invalid, managed(func(m *config) { m.VolumeInitializationRate = aws.Int32(200) })},
+		"not encrypted":                  {"data", unsupported, managed(func(m *config) { m.Encrypted = aws.Bool(true) })},
 	} {
 		_, err := l.Operator.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &c.family, VolumeConfigurations: c.volumes})
 		if code(err) != c.code || !strings.Contains(err.Error(), text) {
@@ -84,12 +90,16 @@ func withPool(t *testing.T, s *store.Store) {
 func TestVolumeOfATask(t *testing.T) {
 	l := newLab(t, nil)
 	instances(t, l, 1, 1000, 1000)
-	define(t, l, atLaunch("data"))
+	tagged := atLaunch("data")
+	tagged.Tags = []types.Tag{{Key: aws.String("of"), Value: aws.String("definition")}, {Key: aws.String("k"), Value: aws.String("definition")}}
+	define(t, l, tagged)
 	ctx := context.Background()
 	run := func() *ecs.RunTaskOutput {
 		t.Helper()
 		out, err := l.Operator.RunTask(ctx, &ecs.RunTaskInput{TaskDefinition: aws.String("data"), VolumeConfigurations: managed(func(m *types.TaskManagedEBSVolumeConfiguration) {
-			m.TagSpecifications = []types.EBSTagSpecification{{ResourceType: types.EBSResourceTypeVolume, Tags: []types.Tag{{Key: aws.String("k"), Value: aws.String("v")}}}}
+			m.TagSpecifications = []types.EBSTagSpecification{{
+				ResourceType: types.EBSResourceTypeVolume, PropagateTags: types.PropagateTagsTaskDefinition, Tags: []types.Tag{{Key: aws.String("k"), Value: aws.String("v")}},
+			}}
 		})})
 		if err != nil {
 			t.Fatal(err)
@@ -114,7 +124,7 @@ func TestVolumeOfATask(t *testing.T) {
 	}
 	var v *store.Volume
 	l.Store.View(func(r store.Reader) { v, _ = store.Get(r, store.Volumes, details["volumeId"]) })
-	if v == nil || v.FileSystem != "xfs" || v.Type != "gp3" || v.SizeGiB != 10 || v.Tags["k"] != "v" || v.State != "in-use" {
+	if v == nil || v.FileSystem != "xfs" || v.Type != "gp3" || v.SizeGiB != 10 || v.Tags["k"] != "v" || v.Tags["of"] != "definition" || v.State != "in-use" {
 		t.Errorf("volume %+v", v)
 	}
 	if err := l.API.FailTask(ctx, "default", v.TaskID, "ResourceInitializationError: none"); err != nil {
