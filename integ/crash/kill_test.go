@@ -98,12 +98,11 @@ func program(pid int) string {
 	return strings.TrimSpace(string(b))
 }
 
-// inStep waits until agent and cluster agree that they have each other, at most
-// backInStep after begin.
-func (l *lab) inStep(t *testing.T, begin time.Time) {
+// inStep waits until agent and cluster agree that they have each other.
+func (l *lab) inStep(t *testing.T) {
 	t.Helper()
-	l.On(t).WaitConnected(time.Until(begin.Add(backInStep)))
-	system.Until(t, time.Until(begin.Add(backInStep)), "the cluster knows that the agent is connected", func() error {
+	l.On(t).WaitConnected(backInStep)
+	system.Until(t, backInStep, "the cluster knows that the agent is connected", func() error {
 		ctx := t.Context()
 		list, err := l.ECS.ListContainerInstances(ctx, &ecs.ListContainerInstancesInput{Filter: aws.String("agentConnected==true")})
 		if err == nil && len(list.ContainerInstanceArns) != 1 {
@@ -266,7 +265,7 @@ func (l *lab) killAgent(t *testing.T, run map[string][]int, times int) {
 		l.Agent.Kill()
 		begin := time.Now()
 		l.StartAgent()
-		l.inStep(t, begin)
+		l.inStep(t)
 		slowest = max(slowest, time.Since(begin))
 		l.untouched(t, run)
 		system.Until(t, 20*time.Second, "tasks come again", func() error {
@@ -292,7 +291,7 @@ func (l *lab) killContainerd(t *testing.T, run map[string][]int, times int) {
 		l.Containerd.Kill()
 		begin := time.Now()
 		l.Containerd.Restart()
-		l.inStep(t, begin)
+		l.inStep(t)
 		l.untouched(t, run)
 		system.Until(t, 20*time.Second, "tasks come and go again", func() error {
 			if c.count() == before {
@@ -348,7 +347,7 @@ func (l *lab) stopCluster(t *testing.T, run map[string][]int, times int) {
 		})
 		l.StartCluster()
 		begin := time.Now()
-		l.inStep(t, begin)
+		l.inStep(t)
 		slowest = max(slowest, time.Since(begin))
 		l.On(t).Wait("STOPPED", 20*time.Second, arns...)
 		l.judge(t, Expected{"main": churnExit}, arns...)
