@@ -197,10 +197,10 @@ func address6(t *testing.T, tk types.Task, subnet string) string {
 
 // serve is a script that serves a page.
 func serve(page string) string {
-	return fmt.Sprintf("mkdir /tmp/www && echo %s > /tmp/www/index.html && httpd -p 80 -h /tmp/www && trap 'exit 0' TERM; while :; do sleep 0.05; done", page)
+	return fmt.Sprintf("mkdir /tmp/www && echo %s > /tmp/www/index.html && httpd -p 80 -h /tmp/www && trap 'exit 0' TERM; while :; do sleep 60 & wait; done", page)
 }
 
-const idle = "trap 'exit 0' TERM; while :; do sleep 0.05; done"
+const idle = "trap 'exit 0' TERM; while :; do sleep 60 & wait; done"
 
 // get fetches the page of an address from inside the network of a task.
 func (l *lab) get(tk types.Task, from, address string) (string, error) {
