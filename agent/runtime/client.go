@@ -144,7 +144,7 @@ func Open(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	host, err := describeHost(cgs)
+	host, err := describeHost(cgs, cfg.Address)
 	if err != nil {
 		return nil, err
 	}

@@ -3,8 +3,10 @@ package runtime
 import (
 	"bufio"
 	"debug/elf"
+	"errors"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -19,23 +21,28 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// describeHost finds out what specifications have to know of this host.
-func describeHost(cgs cgroups) (spec.Host, error) {
+// describeHost finds out what specifications have to know of this host. address is
+// containerd's socket.
+func describeHost(cgs cgroups, address string) (spec.Host, error) {
 	h := spec.Host{Arch: runtime.GOARCH, CgroupV2: cgs.unified}
-	caps, err := currentCapabilities("/proc/self/status")
+	pid, err := daemonProcess(address)
+	if err != nil {
+		return h, err
+	}
+	caps, err := capabilities(filepath.Join("/proc", strconv.Itoa(pid), "status"))
 	if err != nil {
 		return h, err
 	}
 	h.Capabilities = caps
 	if !slices.Contains(caps, "CAP_SYS_RESOURCE") {
-		if h.Rlimits, err = hardLimits(); err != nil {
+		if h.Rlimits, err = hardLimits(pid); err != nil {
 			return h, err
 		}
 	}
 	h.CPUs, h.Mems = firstLine("/sys/devices/system/cpu/online"), firstLine("/sys/devices/system/node/online")
 	h.HasAppArmor = HasAppArmor()
 	h.SwapLimit = cgs.swapLimit()
-	h.NoX32 = runtime.GOARCH == "amd64" && !hasX32()
+	h.NoX32 = runtime.GOARCH == "amd64" && lacksX32("/")
 	return h, nil
 }
 
@@ -71,14 +78,14 @@ var rlimitNumbers = map[string]int{
 	"RLIMIT_SIGPENDING": 11, "RLIMIT_MSGQUEUE": 12, "RLIMIT_NICE": 13, "RLIMIT_RTPRIO": 14, "RLIMIT_RTTIME": 15,
 }
 
-// hardLimits are this process's, which it cannot raise on a host that withholds
-// CAP_SYS_RESOURCE, and neither can a runtime.
-func hardLimits() (map[string]uint64, error) {
+// hardLimits are those of a process, which its children cannot raise on a host that
+// withholds CAP_SYS_RESOURCE.
+func hardLimits(pid int) (map[string]uint64, error) {
 	out := make(map[string]uint64, len(rlimitNumbers))
 	for name, n := range rlimitNumbers {
 		var l unix.Rlimit
-		if err := unix.Getrlimit(n, &l); err != nil {
-			return nil, fmt.Errorf("getrlimit %s: %w", name, err)
+		if err := unix.Prlimit(pid, n, nil, &l); err != nil {
+			return nil, fmt.Errorf("limit %s of process %d: %w", name, pid, err)
 		}
 		out[name] = l.Max
 	}
@@ -121,13 +128,6 @@ func static(program string) error {
 	return nil
 }
 
-// hasX32 asks the kernel for getpid(2) by its x32 number.
-func hasX32() bool {
-	const x32Bit, getpid = 0x40000000, 39
-	_, _, errno := unix.RawSyscall(x32Bit|getpid, 0, 0, 0)
-	return errno != unix.ENOSYS
-}
-
 // capabilityNames by number (linux/capability.h).
 var capabilityNames = []string{
 	"CHOWN", "DAC_OVERRIDE", "DAC_READ_SEARCH", "FOWNER", "FSETID", "KILL", "SETGID", "SETUID", "SETPCAP",
@@ -138,9 +138,35 @@ var capabilityNames = []string{
 	"CHECKPOINT_RESTORE",
 }
 
-// currentCapabilities are those that this process has and so can give away; a host may
-// withhold some even from root.
-func currentCapabilities(status string) ([]string, error) {
+// daemonProcess is the process that listens on containerd's socket (unix(7),
+// SO_PEERCRED), whose children the runtimes are: containers can get what it has. The agent
+// itself may have less, such as what its unit leaves it. Where the process is in another
+// namespace and cannot be seen, it is this one.
+func daemonProcess(address string) (int, error) {
+	c, err := net.DialTimeout("unix", address, askTimeout)
+	if err != nil {
+		return 0, unavailable(fmt.Errorf("containerd at %s: %w; is it running?", address, err))
+	}
+	defer c.Close()
+	raw, err := c.(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var peer *unix.Ucred
+	var credErr error
+	err = raw.Control(func(fd uintptr) { peer, credErr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	if err := errors.Join(err, credErr); err != nil {
+		return 0, fmt.Errorf("the process of containerd at %s: %w", address, err)
+	}
+	if _, err := os.Stat(filepath.Join("/proc", strconv.Itoa(int(peer.Pid)))); peer.Pid <= 0 || err != nil {
+		return os.Getpid(), nil
+	}
+	return int(peer.Pid), nil
+}
+
+// capabilities are those of a process that it can give its children; a host may withhold
+// some even from root.
+func capabilities(status string) ([]string, error) {
 	f, err := os.Open(status)
 	if err != nil {
 		return nil, err
