@@ -2,6 +2,7 @@ package vm
 
 import (
 	"bufio"
+	"cmp"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -10,6 +11,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"sync"
 	"time"
 )
@@ -30,17 +32,32 @@ type Machine struct {
 // rootPorts is how many devices can be plugged into a machine.
 const rootPorts = 8
 
-// Boot starts a machine that runs what is in the tar file payload. dir is for its files
-// and sockets, and must have a short name.
-func Boot(img Image, payload, dir string) (*Machine, error) {
-	m := &Machine{dir: dir, done: make(chan struct{})}
+// Config says what kind of machine a test wants.
+type Config struct {
+	Image   Image
+	Payload string // tar file that the machine finds as its second disk
+	Dir     string // for its files and sockets; must have a short name
+	CPUs    int    // 0 means 2
+	MiB     int    // of memory; 0 means 2048
+	Keep    bool   // write to the image itself rather than to a copy that goes with the machine
+	Network bool   // one interface, whose gateway 10.0.2.2 is the loopback interface of this host
+}
+
+// Boot starts a machine.
+func Boot(c Config) (*Machine, error) {
+	m := &Machine{dir: c.Dir, done: make(chan struct{})}
+	img, snapshot := c.Image, "on"
+	if c.Keep {
+		snapshot = "off"
+	}
 	args := []string{
-		"-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", "2", "-m", "2048", "-machine", "q35", "-nodefaults", "-no-reboot",
+		"-accel", "tcg,thread=multi", "-cpu", "Nehalem", "-smp", strconv.Itoa(cmp.Or(c.CPUs, 2)), "-m", strconv.Itoa(cmp.Or(c.MiB, 2048)),
+		"-machine", "q35", "-nodefaults", "-no-reboot",
 		"-display", "none", "-serial", "file:" + m.file("console"),
 		"-kernel", img.Kernel, "-initrd", img.Initrd,
 		"-append", "root=/dev/vda rw console=ttyS0 quiet net.ifnames=0 mitigations=off audit=0 systemd.unified_cgroup_hierarchy=1",
-		"-drive", "file=" + img.Disk + ",format=raw,if=virtio,cache=unsafe,snapshot=on",
-		"-drive", "file=" + payload + ",format=raw,if=virtio,readonly=on",
+		"-drive", "file=" + img.Disk + ",format=raw,if=virtio,cache=unsafe,snapshot=" + snapshot,
+		"-drive", "file=" + c.Payload + ",format=raw,if=virtio,readonly=on",
 		"-device", "virtio-rng-pci", "-device", "virtio-serial-pci",
 		"-chardev", "socket,id=result,path=" + m.file("result") + ",server=on,wait=on", "-device", "virtserialport,chardev=result,name=berth.result",
 		"-chardev", "socket,id=ask,path=" + m.file("ask") + ",server=on,wait=off", "-device", "virtserialport,chardev=ask,name=berth.ask",
@@ -48,6 +65,9 @@ func Boot(img Image, payload, dir string) (*Machine, error) {
 	}
 	for i := range rootPorts {
 		args = append(args, "-device", fmt.Sprintf("pcie-root-port,id=rp%d,chassis=%d", i, i+1))
+	}
+	if c.Network {
+		args = append(args, "-netdev", "user,id=net", "-device", "virtio-net-pci,netdev=net")
 	}
 	m.cmd = exec.Command("qemu-system-x86_64", args...)
 	out, err := os.Create(m.file("qemu"))
@@ -98,6 +118,12 @@ func (m *Machine) dial(name string) (net.Conn, error) {
 
 // Results is what the payload prints. It ends with the machine.
 func (m *Machine) Results() (io.ReadCloser, error) { return m.dial("result") }
+
+// Wait waits until the machine has turned itself off.
+func (m *Machine) Wait() error {
+	<-m.done
+	return m.err
+}
 
 // Kill ends the machine.
 func (m *Machine) Kill() error {

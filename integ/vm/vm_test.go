@@ -3,12 +3,15 @@ package vm
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -21,27 +24,38 @@ import (
 // is no measure of anything.
 const limit = 15 * time.Minute
 
-// TestGuest boots the machine and runs the tests of package guest in it.
-func TestGuest(t *testing.T) {
-	start := time.Now()
+// made is the machine's disk, which is made once for all tests.
+var made = sync.OnceValues(func() (Image, error) {
 	packages, err := Packages("../../packaging/packages.txt", "guest")
 	if err != nil {
-		t.Fatal(err)
+		return Image{}, err
 	}
-	log, err := os.Create(filepath.Join(t.TempDir(), "build"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
+	log := new(bytes.Buffer)
 	img, err := Build("../../.cache/vm", packages, log)
 	if err != nil {
-		text, readErr := os.ReadFile(log.Name())
-		t.Fatalf("the image: %v\n%s%v", err, text, readErr)
+		return img, fmt.Errorf("the image: %w\n%s", err, log)
+	}
+	return img, nil
+})
+
+func image(t *testing.T) Image {
+	t.Helper()
+	start := time.Now()
+	img, err := made()
+	if err != nil {
+		t.Fatal(err)
 	}
 	t.Logf("the image is there after %v", time.Since(start).Round(time.Second))
+	return img
+}
+
+// TestGuest boots the machine and runs the tests of package guest in it.
+func TestGuest(t *testing.T) {
+	t.Parallel()
+	img := image(t)
 	payload := pack(t)
 	booted := time.Now()
-	m, err := Boot(img, payload, host.ShortDir(t))
+	m, err := Boot(Config{Image: img, Payload: payload, Dir: host.ShortDir(t)})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -110,6 +124,26 @@ func pack(t *testing.T) string {
 			t.Fatalf("%v: %s", err, text)
 		}
 	}
+	files := []entry{{name: "run", text: script}}
+	for _, name := range []string{"guest.test", "branch.test"} {
+		files = append(files, entry{name: name, path: filepath.Join(tests, name)})
+	}
+	programs, err := os.ReadDir(bin)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, p := range programs {
+		files = append(files, entry{name: "bin/" + p.Name(), path: filepath.Join(bin, p.Name())})
+	}
+	return tarball(t, files...)
+}
+
+// entry is a file for a machine: a text, or what is at a path.
+type entry struct{ name, text, path string }
+
+// tarball makes the file that a machine is started with.
+func tarball(t *testing.T, entries ...entry) string {
+	t.Helper()
 	name := filepath.Join(t.TempDir(), "payload.tar")
 	f, err := os.Create(name)
 	if err != nil {
@@ -117,39 +151,49 @@ func pack(t *testing.T) string {
 	}
 	defer f.Close()
 	w := tar.NewWriter(f)
-	add := func(as string, mode int64, r io.Reader, size int64) {
-		if err := w.WriteHeader(&tar.Header{Name: as, Mode: mode, Size: size}); err != nil {
+	for _, e := range entries {
+		if err := addEntry(w, e); err != nil {
 			t.Fatal(err)
 		}
-		if _, err := io.Copy(w, r); err != nil {
-			t.Fatal(err)
-		}
-	}
-	file := func(as, path string) {
-		f, err := os.Open(path)
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer f.Close()
-		st, err := f.Stat()
-		if err != nil {
-			t.Fatal(err)
-		}
-		add(as, 0o755, f, st.Size())
-	}
-	add("run", 0o755, strings.NewReader(script), int64(len(script)))
-	for _, name := range []string{"guest.test", "branch.test"} {
-		file(name, filepath.Join(tests, name))
-	}
-	programs, err := os.ReadDir(bin)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, p := range programs {
-		file("bin/"+p.Name(), filepath.Join(bin, p.Name()))
 	}
 	if err := w.Close(); err != nil {
 		t.Fatal(err)
 	}
 	return name
+}
+
+func addEntry(w *tar.Writer, e entry) error {
+	header := &tar.Header{Name: e.name, Mode: 0o755, Size: int64(len(e.text))}
+	from := io.Reader(strings.NewReader(e.text))
+	if e.path != "" {
+		f, err := os.Open(e.path)
+		if err != nil {
+			return err
+		}
+		defer f.Close()
+		st, err := f.Stat()
+		if err != nil {
+			return err
+		}
+		header.Size, from = st.Size(), f
+	}
+	if err := w.WriteHeader(header); err != nil {
+		return err
+	}
+	_, err := io.Copy(w, from)
+	return err
+}
+
+// built makes the programs, as "make build" does, and returns their folder.
+func built(t *testing.T) string {
+	t.Helper()
+	cmd := exec.Command("make", "-s", "-C", "../..", "programs")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("make programs: %v\n%s", err, out)
+	}
+	dir, err := filepath.Abs("../../bin")
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
 }
