@@ -3,6 +3,7 @@ package packaging
 import (
 	"bytes"
 	"debug/buildinfo"
+	"debug/elf"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -19,50 +20,107 @@ import (
 // built is where "make build" puts the programs.
 const built = "../../bin"
 
-// build makes the packages for both kinds of processors from the programs that were built.
-func build(t *testing.T, env ...string) string {
+// programs makes a folder with programs for each kind of processor. A small program stands
+// in for all of them: what is tested is the same, and quicker.
+func programs(t *testing.T) string {
 	t.Helper()
-	programs, err := filepath.Abs(built)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := os.Stat(filepath.Join(programs, "berth-agent")); err != nil && os.Getenv("CI") != "" {
+	if _, err := os.Stat(filepath.Join(built, "berth-agent")); err != nil && os.Getenv("CI") != "" {
 		t.Fatalf("%v; run: make build", err)
 	} else if err != nil {
 		t.Skipf("%v; run: make build", err)
 	}
-	// A small program stands in for all of them: what is tested is the same, and quicker.
-	small, err := os.ReadFile(filepath.Join(programs, "berth-logger"))
-	if err != nil {
-		t.Fatal(err)
-	}
 	standIns := t.TempDir()
-	for _, name := range []string{
-		"berth", "berth-agent", "berth-logger", "berth-pause", "berth-shipper", "berth-volume", "containerd-shim-runc-v2",
-		"ecs-bridge", "ecs-eni", "ecs-branch-eni", "my-image", "my-image.tar",
-	} {
-		if err := os.WriteFile(filepath.Join(standIns, name), small, 0o700); err != nil {
+	for arch, small := range map[string]string{"amd64": filepath.Join(built, "berth-logger"), "arm64": compile(t, "../..")} {
+		if arch == runtime.GOARCH {
+			small = filepath.Join(built, "berth-logger")
+		}
+		text, err := os.ReadFile(small)
+		if err != nil {
 			t.Fatal(err)
 		}
+		if err := os.Mkdir(filepath.Join(standIns, arch), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		for _, name := range []string{
+			"berth", "berth-agent", "berth-logger", "berth-pause", "berth-shipper", "berth-volume", "containerd-shim-runc-v2",
+			"ecs-bridge", "ecs-eni", "ecs-branch-eni", "my-image", "my-image.tar",
+		} {
+			if err := os.WriteFile(filepath.Join(standIns, arch, name), text, 0o700); err != nil {
+				t.Fatal(err)
+			}
+		}
 	}
-	out := t.TempDir()
-	cmd := exec.Command(filepath.Join(folder, "scripts", "build-packages"), out, "amd64", "arm64")
-	cmd.Env = append(append(os.Environ(), "PROGRAMS="+standIns, "BERTH="+filepath.Join(programs, "berth")), env...)
+	return standIns
+}
+
+// compile makes the smallest program for arm64 from the sources in a folder, as "make
+// programs" does, and returns its path.
+func compile(t *testing.T, dir string, flags ...string) string {
+	t.Helper()
+	out := filepath.Join(t.TempDir(), "berth-pause")
+	args := append([]string{"build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version=test"}, flags...)
+	cmd := exec.Command("go", append(args, "-o", out, "./cmd/berth-pause")...)
+	cmd.Dir, cmd.Env = dir, append(os.Environ(), "GOARCH=arm64", "CGO_ENABLED=0", "GOFLAGS=")
 	if said, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("compile: %v\n%s", err, said)
+	}
+	return out
+}
+
+// pack has the packages made from programs and returns the script's output.
+func pack(out, programs string, arches []string, env ...string) ([]byte, error) {
+	berth, err := filepath.Abs(filepath.Join(built, "berth"))
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.Command(filepath.Join(folder, "scripts", "build-packages"), append([]string{out}, arches...)...)
+	cmd.Env = append(append(os.Environ(), "PROGRAMS="+programs, "BERTH="+berth), env...)
+	return cmd.CombinedOutput()
+}
+
+// build makes the packages for both kinds of processors.
+func build(t *testing.T, programs string, env ...string) string {
+	t.Helper()
+	out := t.TempDir()
+	if said, err := pack(out, programs, []string{"amd64", "arm64"}, env...); err != nil {
 		t.Fatalf("build-packages: %v\n%s", err, said)
 	}
 	return out
 }
 
+// TestCompiledElsewhere compiles a program again, everything in it included, from a copy of
+// the sources in another folder.
+func TestCompiledElsewhere(t *testing.T) {
+	copied := t.TempDir()
+	for _, path := range []string{"go.mod", "go.sum", "cmd/berth-pause/main.go"} {
+		if err := os.MkdirAll(filepath.Join(copied, filepath.Dir(path)), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		write(t, filepath.Join(copied, path), read(t, filepath.Join("../..", path)))
+	}
+	if read(t, compile(t, "../..")) != read(t, compile(t, copied, "-a")) {
+		t.Error("the program of one folder is not that of another")
+	}
+}
+
 func TestPackages(t *testing.T) {
 	dpkg := command(t, "dpkg-deb")
-	dir := build(t)
+	small := programs(t)
+	dir := build(t, small)
+	t.Run("are not made with programs of others", func(t *testing.T) {
+		out, err := pack(t.TempDir(), filepath.Join(small, "amd64"), []string{"arm64"})
+		if err == nil || !strings.Contains(string(out), "is not of arm64: its ELF machine is 62") {
+			t.Errorf("%v: %s", err, out)
+		}
+	})
 	t.Run("are the same when made again", func(t *testing.T) {
-		again := build(t, "TZ=Asia/Tokyo", "LANG=C.UTF-8", "TMPDIR="+t.TempDir())
+		again := build(t, small, "TZ=Asia/Tokyo", "LANG=C.UTF-8", "TMPDIR="+t.TempDir())
 		if d := cmp.Diff(read(t, filepath.Join(dir, "SHA256SUMS")), read(t, filepath.Join(again, "SHA256SUMS"))); d != "" {
 			t.Errorf("sums (-first +second):\n%s", d)
 		}
 	})
+	t.Run("have programs of their processor", func(t *testing.T) { machines(t, dpkg, dir) })
+	t.Run("rpm", func(t *testing.T) { rpms(t, dir, filepath.Join(small, "amd64")) })
 	for name, want := range map[string]struct {
 		files, programs []string
 		conf            string
@@ -113,6 +171,44 @@ func TestPackages(t *testing.T) {
 			}
 			bill(t, root, name, want.programs)
 		})
+	}
+}
+
+// machines looks at each program of each package.
+func machines(t *testing.T, dpkg, dir string) {
+	for arch, want := range map[string]elf.Machine{"amd64": elf.EM_X86_64, "arm64": elf.EM_AARCH64} {
+		found, err := filepath.Glob(filepath.Join(dir, "*_"+arch+".deb"))
+		if err != nil || len(found) != 2 {
+			t.Fatalf("packages %v, %v", found, err)
+		}
+		seen := 0
+		for _, file := range found {
+			root := t.TempDir()
+			if out, err := exec.Command(dpkg, "-x", file, root).CombinedOutput(); err != nil {
+				t.Fatalf("dpkg-deb: %v\n%s", err, out)
+			}
+			programs, err := filepath.Glob(filepath.Join(root, "usr/lib/berth", "[bc]*", "*"))
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, p := range programs {
+				if filepath.Ext(p) == ".tar" {
+					continue
+				}
+				f, err := elf.Open(p)
+				if err != nil {
+					t.Fatalf("%s: %v", p, err)
+				}
+				if f.Machine != want {
+					t.Errorf("%s in %s is of %v", filepath.Base(p), filepath.Base(file), f.Machine)
+				}
+				f.Close()
+				seen++
+			}
+		}
+		if seen != 10 {
+			t.Errorf("%d programs for %s", seen, arch)
+		}
 	}
 }
 
