@@ -81,8 +81,17 @@ func (b *baker) identity() [][2]string {
 	return [][2]string{
 		{b.c.Berth.KeyFile, "the agent's key"}, {b.record, "the record of a membership"},
 		{"/root/.aws/credentials", "AWS credentials"}, {"/var/lib/amazon/ssm/Vault/Store/RegistrationKey", "an SSM registration"},
-		{"/var/lib/dbus/machine-id", ""}, // the machine's id once more
+		{"/var/lib/systemd/credential.secret", "the key of this host's encrypted credentials"},
 	}
+}
+
+// dbusID has the machine's id once more. Where it is a file of its own rather than a link
+// to the other, systemd makes the other from it (machine-id(5)).
+const dbusID = "/var/lib/dbus/machine-id"
+
+func (b *baker) ownDBusID() bool {
+	st, err := os.Lstat(b.root + dbusID)
+	return err == nil && st.Mode().IsRegular() && st.Size() > 0
 }
 
 // folders are those whose content is of one host.
@@ -100,7 +109,7 @@ func (b *baker) check() ([]string, error) {
 		found = append(found, "the agent runs; stop it: systemctl stop berth-agent")
 	}
 	for _, f := range b.identity() {
-		if f[1] != "" && exists(b.root+f[0]) {
+		if exists(b.root + f[0]) {
 			found = append(found, f[0]+" is "+f[1])
 		}
 	}
@@ -121,6 +130,9 @@ func (b *baker) check() ([]string, error) {
 	if s := strings.TrimSpace(string(id)); s != "" && s != "uninitialized" {
 		found = append(found, "/etc/machine-id is this machine's; empty it")
 	}
+	if b.ownDBusID() {
+		found = append(found, dbusID+" is this machine's; remove it")
+	}
 	keys, err := filepath.Glob(b.root + "/etc/ssh/ssh_host_*_key")
 	if err != nil {
 		return nil, err
@@ -136,7 +148,7 @@ func (b *baker) check() ([]string, error) {
 	return found, nil
 }
 
-// clean removes what check finds, but settings and the keys of SSH, which others make.
+// clean removes what check finds, but settings and the keys that others make.
 func (b *baker) clean() error {
 	if b.running() {
 		return errors.New("the agent runs; stop it first: systemctl stop berth-agent")
@@ -155,6 +167,9 @@ func (b *baker) clean() error {
 		for _, entry := range entries {
 			err = errors.Join(err, os.RemoveAll(filepath.Join(b.root+d[0], entry.Name())))
 		}
+	}
+	if b.ownDBusID() {
+		err = errors.Join(err, os.Remove(b.root+dbusID))
 	}
 	if exists(b.root + "/etc/machine-id") {
 		err = errors.Join(err, os.Truncate(b.root+"/etc/machine-id", 0))

@@ -20,7 +20,7 @@ func TestBake(t *testing.T) {
 	b := &baker{c: c, record: place(c).Record(), root: dir, running: func() bool { return runs }}
 	ours := []string{
 		c.Berth.KeyFile, place(c).Record(), c.Berth.StateDir + "/state.db", c.Berth.LogDir + "/tasks/x/main/log.json", "/etc/machine-id",
-		c.Berth.VolumeDir + "/data/file",
+		dbusID, c.Berth.VolumeDir + "/data/file",
 	}
 	for _, name := range ours {
 		if err := os.MkdirAll(filepath.Dir(dir+name), 0o755); err != nil {
@@ -38,7 +38,7 @@ func TestBake(t *testing.T) {
 		t.Fatal(err)
 	}
 	text := strings.Join(found, "\n")
-	for _, want := range []string{"the agent runs", c.Berth.KeyFile + " is", "the agent's state", "output of containers", "/etc/machine-id is", "volumes of tasks"} {
+	for _, want := range []string{"the agent runs", c.Berth.KeyFile + " is", "the agent's state", "output of containers", "/etc/machine-id is", dbusID + " is", "volumes of tasks"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("%q is not found in:\n%s", want, text)
 		}
@@ -50,7 +50,7 @@ func TestBake(t *testing.T) {
 	if found, err := b.check(); err != nil || len(found) > 0 {
 		t.Errorf("after cleaning: %q, %v", found, err)
 	}
-	for _, foreign := range []string{"/etc/ssh/ssh_host_rsa_key", "/root/.aws/credentials"} {
+	for _, foreign := range []string{"/etc/ssh/ssh_host_rsa_key", "/root/.aws/credentials", "/var/lib/systemd/credential.secret"} {
 		if err := os.MkdirAll(filepath.Dir(dir+foreign), 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -63,5 +63,12 @@ func TestBake(t *testing.T) {
 		if err := os.Remove(dir + foreign); err != nil {
 			t.Fatal(err)
 		}
+	}
+	// Where it is a link, it is the same id.
+	if err := os.Symlink("/etc/machine-id", dir+dbusID); err != nil {
+		t.Fatal(err)
+	}
+	if found, err := b.check(); err != nil || len(found) > 0 {
+		t.Errorf("with a link: %q, %v", found, err)
 	}
 }

@@ -63,7 +63,9 @@ systemctl enable containerd.service berth-agent.service
 if command -v cloud-init >/dev/null; then
   cloud-init clean --logs
 fi
-rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub
+# What else is of one host: keys of SSH, the seed and key of systemd, the journal so far.
+rm -f /etc/ssh/ssh_host_*_key /etc/ssh/ssh_host_*_key.pub /var/lib/systemd/random-seed /var/lib/systemd/credential.secret
+rm -rf /var/log/journal/*
 berth-agent bake -clean
 berth-agent bake -check
 say "done; turn the machine off and copy its disk"

@@ -442,8 +442,13 @@ case "$mode" in
     if [ -n "$token" ]; then join_cluster; else configure; fi
     if [ "$start" = yes ]; then
       start_agent
-      await
-      say "The agent works: $(status)"
+      # The agent starts after cloud-init, which waits for this script where it has run it.
+      if [ "$(systemctl show -p ActiveState --value cloud-final.service 2>/dev/null)" = activating ]; then
+        say "The agent starts when cloud-init has ended."
+      else
+        await
+        say "The agent works: $(status)"
+      fi
     else
       say "Start it with: systemctl enable --now berth-agent"
     fi
