@@ -202,12 +202,33 @@ func (s *two) both() {
 	}
 	arns := []string{*one.Tasks[0].TaskArn, *one.Tasks[1].TaskArn}
 	s.wait("RUNNING", arns...)
+	// The 14 of Docker and containerd, whatever the agent's unit leaves to the agent itself.
+	want := s.caps(s.first.Show("containerd", "MainPID")) & 0xa80425fb
+	containers := s.pids()
+	if len(containers) != 1 {
+		s.Errorf("containers %q", containers)
+	}
+	for _, c := range containers {
+		if got := s.caps(strings.Fields(c)[1]); got != want {
+			s.Errorf("container %s has capabilities %x, want %x", c, got, want)
+		}
+	}
 	for _, arn := range arns {
 		if _, err := s.ecs.StopTask(s.Context(), &ecs.StopTaskInput{Task: aws.String(arn)}); err != nil {
 			s.Fatal(err)
 		}
 	}
 	s.wait("STOPPED", arns...)
+}
+
+// caps are the capabilities that a process of the first machine may have.
+func (s *two) caps(pid string) uint64 {
+	s.Helper()
+	caps, err := strconv.ParseUint(strings.TrimSpace(s.first.Run("sed", "-n", "s/^CapBnd:\t//p", "/proc/"+pid+"/status")), 16, 64)
+	if err != nil {
+		s.Fatal(err)
+	}
+	return caps
 }
 
 // wait waits until tasks have a status.

@@ -22,7 +22,7 @@ import (
 // limit is for everything in the machine together, which takes about three minutes on two
 // processors that have nothing else to do. It ends what hangs; guest.Patience says why it
 // is no measure of anything.
-const limit = 15 * time.Minute
+const limit = 17 * time.Minute
 
 // made is the machine's disk, which is made once for all tests.
 var made = sync.OnceValues(func() (Image, error) {
@@ -109,7 +109,7 @@ func report(t *testing.T, m *Machine, out io.Reader, booted time.Time) {
 
 // script runs in the machine.
 const script = `export PATH=/berth/bin:$PATH CI=true HOME=/root
-./guest.test -test.v -test.parallel 8 -test.timeout 800s && echo guest: PASS || echo guest: FAIL
+./guest.test -test.v -test.parallel 8 -test.timeout 900s && echo guest: PASS || echo guest: FAIL
 `
 
 // pack makes the payload: the tests, and the programs of Berth.
