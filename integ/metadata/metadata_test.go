@@ -101,7 +101,7 @@ func (g *guest) ask(path string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	client := http.Client{Timeout: 30 * time.Second, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: 3 * time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
 	resp, err := client.Post(g.url+path, "application/json", bytes.NewReader(body))
 	if err != nil {
 		return err
@@ -119,6 +119,7 @@ type fetch struct {
 	Header                  map[string]string
 	Raw                     string
 	Count, Parallel         int
+	Patience                int // seconds for one request
 }
 
 type answer struct {
@@ -441,38 +442,46 @@ func forged(t *testing.T, l *lab) {
 	}
 }
 
-// rate has one task ask without end, and another ask meanwhile.
+// rate has one task ask without end, and another ask meanwhile. How long the other waits
+// is measured by the benchmark of the endpoints (package bench).
 func rate(t *testing.T, l *lab) {
+	const total, burst, perSecond = 10_000, 60, 40 // agent protocol, "Server"
 	a, b := l.guests(t, types.NetworkModeBridge, 1, nil)[0], l.guests(t, types.NetworkModeBridge, 1, nil)[0]
-	done := make(chan answer, 1)
+	type outcome struct {
+		answer
+		took time.Duration
+	}
+	done := make(chan outcome, 1)
+	begin := time.Now()
 	go func() {
 		var all answer
-		if err := a.ask("/fetch", fetch{URL: a.v4() + "/task", Count: 5000, Parallel: 256}, &all); err != nil {
+		if err := a.ask("/fetch", fetch{URL: a.v4() + "/task", Count: total, Parallel: 256, Patience: 120}, &all); err != nil {
 			all.Err = err.Error()
 		}
-		done <- all
+		done <- outcome{all, time.Since(begin)}
 	}()
-	slowest := time.Duration(0)
 	asked := 0
-	var all answer
+	var all outcome
 	for busy := true; busy; asked++ {
-		begin := time.Now()
-		if got := b.do(fetch{URL: b.v4() + "/task"}); got.Status != http.StatusOK && got.Status != http.StatusTooManyRequests {
-			t.Errorf("the other task: %+v", got)
+		// Not so often that it comes to its own limit.
+		next := time.After(30 * time.Millisecond)
+		var tk tmds.Task
+		b.get(b.v4()+"/task", &tk)
+		if tk.TaskARN != *b.task.TaskArn {
+			t.Errorf("the other task is told of %s", tk.TaskARN)
 		}
-		slowest = max(slowest, time.Since(begin))
 		select {
 		case all = <-done:
 			busy = false
-		case <-time.After(30 * time.Millisecond):
+		case <-next:
 		}
 	}
-	t.Logf("one task asked 5000 times: %v; the other %d times meanwhile, the slowest took %v", all.Statuses, asked, slowest)
-	if all.Err != "" || all.Statuses[200] < 60 || all.Statuses[429] < 4000 || all.Statuses[200]+all.Statuses[429] != 5000 {
-		t.Errorf("the task that asked without end: %+v", all)
+	t.Logf("one task asked %d times in %v: %v; the other %d times meanwhile", total, all.took, all.Statuses, asked)
+	if all.Err != "" || all.Statuses[200]+all.Statuses[429] != total || all.Statuses[200] < burst {
+		t.Errorf("the task that asked without end: %+v", all.answer)
 	}
-	if slowest > time.Second {
-		t.Errorf("the other task waited %v", slowest)
+	if most := burst + int(perSecond*all.took.Seconds()) + 1; all.Statuses[200] > most {
+		t.Errorf("%d of its requests were served in %v, and at most %d may be", all.Statuses[200], all.took, most)
 	}
 }
 

@@ -6,6 +6,7 @@ package main
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -30,6 +31,8 @@ type Fetch struct {
 	Raw string
 	// Count repeats the request, at most Parallel at a time.
 	Count, Parallel int
+	// Patience is how many seconds a request may take; 3 if it is 0.
+	Patience int
 }
 
 // Answer is what came of it.
@@ -88,7 +91,8 @@ func fetch(f *Fetch) Answer {
 		return raw(f)
 	}
 	client := &http.Client{
-		Timeout: 3 * time.Second, Transport: &http.Transport{MaxIdleConnsPerHost: 64},
+		Timeout:       time.Duration(cmp.Or(f.Patience, 3)) * time.Second,
+		Transport:     &http.Transport{MaxIdleConnsPerHost: 256},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	defer client.CloseIdleConnections()
