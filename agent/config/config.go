@@ -212,6 +212,7 @@ type Berth struct {
 	KeyRotation      time.Duration // 0 means never
 	CAFile           string
 	IMDSEndpoint     string        // empty means the link-local address
+	HostIMDS         bool          // for tasks in the host's network
 	DrainAtShutdown  time.Duration // 0 means that a shutdown does not drain
 	DebugSocket      string
 	Bridge           string // interface of bridge mode; empty means the plugin's default

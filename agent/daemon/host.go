@@ -176,7 +176,28 @@ func (h *hostSide) prepare(ctx context.Context) error {
 	if err := h.secrets.EnsureHost(); err != nil {
 		return fmt.Errorf("directory of secret files: %w", err)
 	}
-	return h.network.EnsureHost(ctx)
+	if err := h.network.EnsureHost(ctx); err != nil {
+		return err
+	}
+	h.keepFromMetadata()
+	return nil
+}
+
+// keepFromMetadata keeps tasks in the host's network from the host's metadata, if they are
+// to be and the host can.
+func (h *hostSide) keepFromMetadata() {
+	var tasks *netns.Group
+	if !h.c.Berth.HostIMDS {
+		dir := h.cgroups.Second()
+		if dir == "" {
+			h.log.Warn("tasks in the host's network can reach the instance metadata service: the host has no cgroup version 2, by which they are known; BERTH_HOST_IMDS=true says that they may")
+			return
+		}
+		tasks = &netns.Group{Dir: dir, Level: 1}
+	}
+	if err := h.network.KeepFromMetadata(tasks); err != nil {
+		h.log.Warn("tasks in the host's network can reach the instance metadata service", "err", err)
+	}
 }
 
 // clean is how images are cleaned up.

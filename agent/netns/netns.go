@@ -248,6 +248,7 @@ func (n *Network) TeardownHost(ctx context.Context) error {
 		}
 	}
 	return errors.Join(
+		n.KeepFromMetadata(nil),
 		n.host.Teardown(ctx),
 		eni.UnshareDirectory(n.namespaces()),
 		os.RemoveAll(filepath.Join(n.cfg.Dir, "files")),

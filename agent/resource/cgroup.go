@@ -104,6 +104,16 @@ func NewCgroup(cfg CgroupConfig) (*Cgroup, error) {
 // Unified reports whether the host has cgroup version 2 alone.
 func (c *Cgroup) Unified() bool { return c.h.unified }
 
+// Second is the version 2 cgroup that the processes of all tasks are below, which is one
+// level below the root; "" on a host without version 2. Hosts with version 1 may have it
+// beside, and the runtime puts containers there too.
+func (c *Cgroup) Second() (dir string) {
+	if c.h.second == "" {
+		return ""
+	}
+	return c.h.second + c.root()
+}
+
 // Kind is task.KindCgroup.
 func (c *Cgroup) Kind() string { return task.KindCgroup }
 
@@ -162,6 +172,11 @@ func (c *Cgroup) EnsureHost(context.Context) error {
 	}
 	for _, m := range c.dirs() {
 		if err := c.makeV1(m, c.root()); err != nil {
+			return err
+		}
+	}
+	if c.h.second != "" {
+		if err := c.tree.make(c.Second()); err != nil {
 			return err
 		}
 	}

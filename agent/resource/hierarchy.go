@@ -18,6 +18,7 @@ type hierarchies struct {
 	unified     bool     // version 2 alone; Mounts has one element
 	mounts      []string // every mount, named and unified ones included
 	controllers map[string]string
+	second      string // the version 2 mount; empty if there is none
 }
 
 // findHierarchies reads the cgroup mounts below root from a mountinfo file (proc(5)).
@@ -40,6 +41,9 @@ func findHierarchies(mountinfo, root string) (hierarchies, error) {
 		switch kind[0] {
 		case "cgroup2":
 			h.mounts = append(h.mounts, place[4])
+			if h.second == "" || place[4] == root {
+				h.second = place[4]
+			}
 			h.unified = h.unified || place[4] == root
 		case "cgroup":
 			h.mounts = append(h.mounts, place[4])

@@ -4,6 +4,7 @@ package metadata
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -44,6 +45,7 @@ type guest struct {
 	task types.Task
 	url  string
 	env  map[string]string
+	dial func(ctx context.Context, network, addr string) (net.Conn, error) // nil is the host's
 }
 
 const guestPort = 8080
@@ -85,15 +87,21 @@ func (l *lab) guests(t *testing.T, mode types.NetworkMode, n int, edit func(*ecs
 	var out []*guest
 	for _, p := range ports {
 		g := &guest{t: t, task: tk, url: fmt.Sprintf("http://127.0.0.1:%d", p), env: map[string]string{}}
-		var env []string
-		system.Until(t, 10*time.Second, "guest answers", func() error { return g.ask("/env", nil, &env) })
-		for _, kv := range env {
-			k, v, _ := strings.Cut(kv, "=")
-			g.env[k] = v
-		}
+		g.wait()
 		out = append(out, g)
 	}
 	return out
+}
+
+// wait waits until a guest answers, and learns its environment.
+func (g *guest) wait() {
+	g.t.Helper()
+	var env []string
+	system.Until(g.t, time.Minute, "guest answers", func() error { return g.ask("/env", nil, &env) })
+	for _, kv := range env {
+		k, v, _ := strings.Cut(kv, "=")
+		g.env[k] = v
+	}
 }
 
 func (g *guest) ask(path string, in, out any) error {
@@ -101,7 +109,7 @@ func (g *guest) ask(path string, in, out any) error {
 	if err != nil {
 		return err
 	}
-	client := http.Client{Timeout: 3 * time.Minute, Transport: &http.Transport{DisableKeepAlives: true}}
+	client := http.Client{Timeout: 3 * time.Minute, Transport: &http.Transport{DisableKeepAlives: true, DialContext: g.dial}}
 	resp, err := client.Post(g.url+path, "application/json", bytes.NewReader(body))
 	if err != nil {
 		return err
@@ -120,6 +128,7 @@ type fetch struct {
 	Raw                     string
 	Count, Parallel         int
 	Patience                int // seconds for one request
+	Follow                  bool
 }
 
 type answer struct {
@@ -158,7 +167,7 @@ func TestMetadata(t *testing.T) {
 	l := &lab{}
 	l.System = system.Start(t, system.Options{Containerd: system.Containerd2, Programs: bin, AgentEnv: []string{
 		"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10s", "ECS_CONTAINER_STOP_TIMEOUT=2s",
-		"ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true", "ECS_ENABLE_CONTAINER_METADATA=true",
+		"ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true", "ECS_ENABLE_CONTAINER_METADATA=true", "ECS_AWSVPC_BLOCK_IMDS=true",
 	}, ACS: func(c *cacs.Config) {
 		c.Faults = &cacs.Faults{Alter: func(m *wire.PayloadMessage) {
 			if fn := l.alter.Load(); fn != nil {
@@ -187,8 +196,11 @@ func TestMetadata(t *testing.T) {
 		{"roles in host mode", hostRole},
 		{"faults", faults},
 		{"S3 spoofed addresses", spoofed},
+		{"S5 instance metadata", instanceMetadata},
 		{"S7 impersonated agent", impersonated},
 		{"S10 secrets in the environment", environmentOnTheHost},
+		{"S31 after the end", afterTheEnd},
+		{"S32 while no agent runs", whileNoAgentRuns},
 		{"S33 foreign credentials", foreignCredentials},
 	} {
 		t.Run(tt.name, func(t *testing.T) { tt.run(t, l) })
@@ -383,10 +395,11 @@ func otherTasks(t *testing.T, l *lab) {
 // hostService gives the host an address of a metadata service with a server on it.
 func hostService(t *testing.T, address string) {
 	t.Helper()
-	if out, err := exec.Command("ip", "address", "add", address+"/32", "dev", "lo").CombinedOutput(); err != nil {
+	if out, err := exec.Command("ip", "address", "add", address, "dev", "lo").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
-	l, err := net.Listen("tcp", address+":80")
+	at := net.JoinHostPort(address, "80")
+	l, err := net.Listen("tcp", at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -394,11 +407,11 @@ func hostService(t *testing.T, address string) {
 	go s.Serve(l)                                                                                                            //nolint:errcheck // ends with Close
 	t.Cleanup(func() {
 		s.Close() //nolint:errcheck // nobody uses it
-		if out, err := exec.Command("ip", "address", "del", address+"/32", "dev", "lo").CombinedOutput(); err != nil {
+		if out, err := exec.Command("ip", "address", "del", address, "dev", "lo").CombinedOutput(); err != nil {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
-	if resp, err := http.Get("http://" + address); err != nil {
+	if resp, err := http.Get("http://" + at); err != nil {
 		t.Fatalf("the host itself: %v", err)
 	} else {
 		resp.Body.Close()

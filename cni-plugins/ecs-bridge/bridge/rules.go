@@ -49,6 +49,10 @@ var hostMetadata = []netip.Prefix{
 	netip.MustParsePrefix("fd00:ec2::254/128"), netip.MustParsePrefix("fd00:ec2::23/128"),
 }
 
+// HostMetadata is where a host finds its own metadata and credentials, for others who keep
+// tasks from there.
+func HostMetadata() []netip.Prefix { return slices.Clone(hostMetadata) }
+
 // rules are the two tables of ours and their sets.
 type rules struct {
 	cfg    *Config

@@ -33,6 +33,8 @@ type Fetch struct {
 	Count, Parallel int
 	// Patience is how many seconds a request may take; 3 if it is 0.
 	Patience int
+	// Follow has redirections followed.
+	Follow bool
 }
 
 // Answer is what came of it.
@@ -68,6 +70,9 @@ func main() {
 		reply(w, Answer{Err: text(frames(list))})
 	})
 	http.HandleFunc("/address", func(w http.ResponseWriter, _ *http.Request) { reply(w, Answer{Err: text(ownAddress())}) })
+	http.HandleFunc("/listen", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, Answer{Err: text(listen(r.URL.Query().Get("at")))})
+	})
 	http.HandleFunc("/sdk", func(w http.ResponseWriter, r *http.Request) { reply(w, sdk(r)) })
 	if err := http.ListenAndServe(os.Args[1], nil); err != nil {
 		fmt.Fprintln(os.Stderr, err)
@@ -94,6 +99,9 @@ func fetch(f *Fetch) Answer {
 		Timeout:       time.Duration(cmp.Or(f.Patience, 3)) * time.Second,
 		Transport:     &http.Transport{MaxIdleConnsPerHost: 256},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+	}
+	if f.Follow {
+		client.CheckRedirect = nil
 	}
 	defer client.CloseIdleConnections()
 	if f.Count == 0 {
@@ -155,6 +163,16 @@ func raw(f *Fetch) Answer {
 	go io.Copy(c, strings.NewReader(f.Raw)) //nolint:errcheck // what matters is the answer
 	line, err := bufio.NewReader(io.LimitReader(c, 4096)).ReadString('\n')
 	return Answer{Body: strings.TrimSpace(line), Err: text(err)}
+}
+
+// listen answers whoever connects to an address from now on with the word "forged".
+func listen(at string) error {
+	l, err := net.Listen("tcp", at)
+	if err != nil {
+		return err
+	}
+	go http.Serve(l, http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "forged") })) //nolint:errcheck,gosec // as long as the program lives
+	return nil
 }
 
 // Identity is what an AWS SDK made of the container's environment.
