@@ -411,11 +411,14 @@ func hostService(t *testing.T, address string) {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
-	if resp, err := http.Get("http://" + at); err != nil {
-		t.Fatalf("the host itself: %v", err)
-	} else {
-		resp.Body.Close()
-	}
+	// The kernel makes the route to an IPv6 address a little later.
+	system.Until(t, time.Minute, "the host's own service", func() error {
+		resp, err := http.Get("http://" + at)
+		if err != nil {
+			return err
+		}
+		return resp.Body.Close()
+	})
 }
 
 // forged are requests that somebody has a program of the task make.
