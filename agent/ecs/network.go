@@ -3,6 +3,7 @@ package ecs
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
@@ -89,10 +90,19 @@ func newDoer(c *config.Config, agent string) (*doer, error) {
 	}}, nil
 }
 
-// Do sends one request.
+// Do sends one request. It follows no redirection: whoever answers so is not the cluster.
 func (d *doer) Do(r *http.Request) (*http.Response, error) {
 	r.Header.Set("User-Agent", d.agent)
-	return d.client.Do(r)
+	resp, err := d.client.Do(r)
+	if err != nil || resp.StatusCode < 300 || resp.StatusCode > 399 {
+		return resp, err
+	}
+	to := "nowhere"
+	if u, err := resp.Location(); err == nil {
+		to = u.Host
+	}
+	err = fmt.Errorf("%s redirects to %s, which is not followed: is ECS_BACKEND_HOST the cluster's address?", r.URL.Host, to)
+	return nil, errors.Join(err, resp.Body.Close())
 }
 
 // baseEndpoint is ECS_BACKEND_HOST with a scheme; empty means the region's endpoint.

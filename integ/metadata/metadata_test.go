@@ -1,5 +1,19 @@
 // Package metadata looks at the task metadata endpoints from inside real tasks: what they
-// say, whom they answer, and what they keep from whom.
+// say, whom they answer, and what they keep from whom. Of the list of attacks:
+//
+//	S1, S9   roles: another task's credentials id; secrets on disk, in logs, in process lists
+//	S2, S22  otherTasks: another's id, address, gateway, host addresses; documents: own task only
+//	S3       spoofed: forged ARP, frames, DHCP, the well-known address
+//	S4       hostMode, hostRole: ids of others, no token, another's token
+//	S5       instanceMetadata: the host's metadata service in modes bridge, awsvpc and host
+//	S6       forged, rate: forged requests, limits of one task beside another
+//	S7       impersonated: a task asks for the agent's session
+//	S8       agent/ecs TestManInTheMiddle, agent/acs TestTLS and TestRedirectIsRefused
+//	S10      environmentOnTheHost: another user of the host looks for a container's secrets
+//	S31      afterTheEnd: id and listener of a task that has ended
+//	S32      whileNoAgentRuns: another's place between two agents; agent/tmds and package
+//	         machine have the sockets that are kept
+//	S33      foreignCredentials: a payload with the credentials of another task
 package metadata
 
 import (
@@ -399,10 +413,12 @@ func hostService(t *testing.T, address string) {
 		t.Fatalf("%v: %s", err, out)
 	}
 	at := net.JoinHostPort(address, "80")
-	l, err := net.Listen("tcp", at)
-	if err != nil {
-		t.Fatal(err)
-	}
+	// The kernel is ready for an IPv6 address a little later.
+	var l net.Listener
+	system.Until(t, time.Minute, "the address of the host's own service", func() (err error) {
+		l, err = net.Listen("tcp", at)
+		return err
+	})
 	s := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.WriteString(w, "host") })} //nolint:errcheck // a test sees it
 	go s.Serve(l)                                                                                                            //nolint:errcheck // ends with Close
 	t.Cleanup(func() {
@@ -411,7 +427,6 @@ func hostService(t *testing.T, address string) {
 			t.Errorf("%v: %s", err, out)
 		}
 	})
-	// The kernel makes the route to an IPv6 address a little later.
 	system.Until(t, time.Minute, "the host's own service", func() error {
 		resp, err := http.Get("http://" + at)
 		if err != nil {
