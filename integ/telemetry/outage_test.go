@@ -128,7 +128,7 @@ func (e *end) Write(b []byte) (int, error) {
 	return n, err
 }
 
-// TestOutage has an agent lose its cluster for ten minutes, and for forty. Nothing of what
+// TestOutage has an agent lose its cluster for ten minutes, and for thirty. Nothing of what
 // its container used is missing afterwards or there twice, and each minute has its own use.
 func TestOutage(t *testing.T) {
 	for _, c := range []struct {
@@ -138,9 +138,10 @@ func TestOutage(t *testing.T) {
 	}{
 		{"broken for ten minutes", false, 10 * time.Minute},
 		{"silent for ten minutes", true, 10 * time.Minute},
-		{"silent for forty minutes", true, 40 * time.Minute},
+		{"silent for half an hour", true, 30 * time.Minute},
 	} {
 		t.Run(c.name, func(t *testing.T) {
+			t.Parallel()
 			records, err := store.Open(t.Context(), store.Config{Dir: t.TempDir()})
 			if err != nil {
 				t.Fatal(err)
