@@ -175,7 +175,7 @@ func checkVolumeConfiguration(m *types.TaskManagedEBSVolumeConfiguration, v *sto
 	case v.SizeGiB < sizes[0] || v.SizeGiB > sizes[1]:
 		return bad("sizeInGiB of type %s must be between %d and %d, %d given.", v.Type, sizes[0], sizes[1], v.SizeGiB)
 	case aws.ToBool(m.Encrypted) || str(m.KmsKeyId) != "":
-		return unsupportedFeature("volumeConfigurations: encrypted: the pools of this cluster's instances are not encrypted; leave it out, and encrypt the disk below BERTH_VOLUME_DIR.")
+		return unsupportedFeature("volumeConfigurations: encrypted and kmsKeyId: the pools of this cluster's instances are not encrypted; leave them out, and encrypt the disk below BERTH_VOLUME_DIR on the hosts.")
 	case (v.Type == "io1" || v.Type == "io2") && m.Iops == nil:
 		return bad("iops must be given for type %s.", v.Type)
 	case m.Iops != nil && volumeIOPS[v.Type] == [2]int32{}:

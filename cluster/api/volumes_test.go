@@ -61,6 +61,7 @@ func TestVolumeConfigurationsThatAreRefused(t *testing.T) {
 		"'snap-01234567' does not exist": {"data", invalid, managed(func(m *config) { m.SnapshotId = aws.String("snap-01234567") })},
 		"with a snapshotId only":         {"data", invalid, managed(func(m *config) { m.VolumeInitializationRate = aws.Int32(200) })},
 		"not encrypted":                  {"data", unsupported, managed(func(m *config) { m.Encrypted = aws.Bool(true) })},
+		"encrypted and kmsKeyId":         {"data", unsupported, managed(func(m *config) { m.KmsKeyId = aws.String("alias/x") })},
 	} {
 		_, err := l.Operator.RunTask(context.Background(), &ecs.RunTaskInput{TaskDefinition: &c.family, VolumeConfigurations: c.volumes})
 		if code(err) != c.code || !strings.Contains(err.Error(), text) {
