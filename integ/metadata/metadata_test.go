@@ -182,6 +182,7 @@ func TestMetadata(t *testing.T) {
 	l.System = system.Start(t, system.Options{Containerd: system.Containerd2, Programs: bin, AgentEnv: []string{
 		"ECS_ENGINE_TASK_CLEANUP_WAIT_DURATION=10s", "ECS_CONTAINER_STOP_TIMEOUT=2s",
 		"ECS_ENABLE_TASK_IAM_ROLE_NETWORK_HOST=true", "ECS_ENABLE_CONTAINER_METADATA=true", "ECS_AWSVPC_BLOCK_IMDS=true",
+		`BERTH_HOST_PATHS_ALLOWED=["/usr"]`, // for the programs of the host in a container
 	}, ACS: func(c *cacs.Config) {
 		c.Faults = &cacs.Faults{Alter: func(m *wire.PayloadMessage) {
 			if fn := l.alter.Load(); fn != nil {
@@ -208,6 +209,7 @@ func TestMetadata(t *testing.T) {
 		{"agent restart", agentRestart},
 		{"roles", roles},
 		{"roles in host mode", hostRole},
+		{"boto3", stockSDK},
 		{"faults", faults},
 		{"S3 spoofed addresses", spoofed},
 		{"S5 instance metadata", instanceMetadata},
