@@ -97,12 +97,15 @@ func (l *lab) visit(t *testing.T, point fail.Name, both bool) {
 		want["side"] = 137
 	}
 	arn := l.runPast(t, point, main, side)
-	v.alive(v.wait(arn, "RUNNING"))
+	tk := v.wait(arn, "RUNNING")
+	v.alive(tk)
 	if point != fail.ENIAfterMove {
 		v.told(arn)
+	} else {
+		v.waiting(tk) // from its network nobody can tell the beacon
 	}
 	l.On(t).Stop(arn)
-	tk := v.wait(arn, "STOPPED")
+	tk = v.wait(arn, "STOPPED")
 	if tk.StopCode != types.TaskStopCodeUserInitiated {
 		t.Errorf("stop code %s: %s", tk.StopCode, system.Explain(tk))
 	}
@@ -249,6 +252,19 @@ func (v *visit) told(arn string) {
 		h := v.ledger.History().of(short(arn))
 		if len(h.Starts) != 2 {
 			return fmt.Errorf("started: %v", h.Starts)
+		}
+		return nil
+	})
+}
+
+// waiting waits until every container does nothing but wait for the stop signal.
+func (v *visit) waiting(tk types.Task) {
+	v.until("all containers wait", func() error {
+		for _, c := range tk.Containers {
+			pids := v.processes(*tk.TaskArn, aws.ToString(c.RuntimeId))
+			if !slices.ContainsFunc(pids, func(pid int) bool { return program(pid) == "sleep" }) {
+				return fmt.Errorf("%s has processes %v", aws.ToString(c.Name), pids)
+			}
 		}
 		return nil
 	})
