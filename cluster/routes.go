@@ -23,9 +23,33 @@ func (s *Server) routes() http.Handler {
 	mux.HandleFunc("GET /berth/v1/usage", s.serveUsage)
 	mux.HandleFunc("GET /berth/v1/events", s.serveEvents)
 	mux.HandleFunc("GET "+update.Path+"{file}", s.servePackage)
-	mux.HandleFunc("GET /health", s.serveHealth)
-	mux.Handle("GET /metrics", s.metrics.handler())
-	return mux
+	all := http.NewServeMux()
+	all.Handle("/", s.inStep(mux))
+	all.HandleFunc("GET /health", s.serveHealth)
+	all.Handle("GET /metrics", s.metrics.handler())
+	return all
+}
+
+// inStepLimit is how long a request may wait for the records.
+const inStepLimit = 5 * time.Second
+
+// inStep has every request see what any process of the cluster has answered before it. An
+// agent that registers by one process opens its session with another, and what it says of
+// a task that another has placed a moment ago must not be refused: agents take a refusal
+// for the last word.
+func (s *Server) inStep(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ctx, cancel := context.WithTimeout(r.Context(), inStepLimit)
+		err := s.store.Sync(ctx)
+		cancel()
+		if err != nil {
+			s.log.Warn("a request is refused for the records cannot be reached", "err", err)
+			e := api.Error{Code: "ServerException", Message: "The records of the cluster cannot be reached. Please try again later.", Status: http.StatusServiceUnavailable}
+			e.Write(w)
+			return
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // byTarget finds the service that a request in JSON is for.

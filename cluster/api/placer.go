@@ -17,8 +17,12 @@ const (
 	// it should take.
 	batchWeight = 1000
 	// placeAttempts is how often a placement is decided anew because another process
-	// took the room first.
-	placeAttempts = 8
+	// took the room first. Whenever one loses another has won, and for as many to be
+	// lost in a row the cluster has to be out of its depth.
+	placeAttempts = 64
+	// feedLimit is how long a decision waits at most for the change that spoilt the last
+	// one, which is in the records and on its way to the placer.
+	feedLimit = 100 * time.Millisecond
 )
 
 // errStale is what a job's commit says when the records hold less room than the state
@@ -147,7 +151,9 @@ func (a *API) RunTasks(ctx context.Context) error {
 		case <-p.wake:
 			for batch := p.take(most); len(batch) > 0 && ctx.Err() == nil; batch = p.take(most) {
 				feed.drain(states)
-				a.runBatch(ctx, states, batch)
+				if stale := a.runBatch(ctx, states, batch); stale {
+					feed.wait(ctx)
+				}
 			}
 		}
 	}
@@ -170,8 +176,9 @@ func (j *job) finish(err error) {
 }
 
 // runBatch decides, commits and answers. A job whose commit fails for itself is left out
-// of the transaction; an error of the transaction is everybody's.
-func (a *API) runBatch(ctx context.Context, states *placement, batch []*job) {
+// of the transaction; an error of the transaction is everybody's. stale says that there
+// are jobs to decide anew, once the state is what the records are.
+func (a *API) runBatch(ctx context.Context, states *placement, batch []*job) (stale bool) {
 	live := batch[:0]
 	for _, j := range batch {
 		j.attempts++
@@ -188,7 +195,7 @@ func (a *API) runBatch(ctx context.Context, states *placement, batch []*job) {
 		live = append(live, j)
 	}
 	if len(live) == 0 {
-		return
+		return false
 	}
 	err := a.Store.Update(ctx, func(tx *store.Tx) error {
 		for _, j := range live {
@@ -217,6 +224,7 @@ func (a *API) runBatch(ctx context.Context, states *placement, batch []*job) {
 		a.placer.signal()
 		a.placer.mu.Unlock()
 	}
+	return len(again) > 0
 }
 
 // guarded turns a panic, which is a fault of ours, into an error of the one request: the
@@ -234,6 +242,7 @@ func (a *API) guarded(fn func() error) (err error) {
 // feed carries the store's changes to the placer, which folds them in between batches.
 type feed struct {
 	started chan struct{}
+	news    chan struct{} // holds one token when there may be changes
 
 	mu      sync.Mutex
 	reset   *snapshot
@@ -246,7 +255,26 @@ type snapshot struct {
 	tasks     []*store.Task
 }
 
-func newFeed() *feed { return &feed{started: make(chan struct{})} }
+func newFeed() *feed { return &feed{started: make(chan struct{}), news: make(chan struct{}, 1)} }
+
+// wait returns when there are changes, or after feedLimit.
+func (f *feed) wait(ctx context.Context) {
+	t := time.NewTimer(feedLimit)
+	defer t.Stop()
+	select {
+	case <-f.news:
+	case <-t.C:
+	case <-ctx.Done():
+	}
+}
+
+// tell is called with mu held.
+func (f *feed) tell() {
+	select {
+	case f.news <- struct{}{}:
+	default:
+	}
+}
 
 // watchPlacement keeps f in step with the store. A watch that lagged starts again from
 // a new snapshot.
@@ -272,18 +300,24 @@ func (f *feed) begin(s *snapshot) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.reset, f.changes = s, nil
+	f.tell()
 }
 
 func (f *feed) add(c store.Change) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.changes = append(f.changes, c)
+	f.tell()
 }
 
 func (f *feed) drain(states *placement) {
 	f.mu.Lock()
 	reset, changes := f.reset, f.changes
 	f.reset, f.changes = nil, nil
+	select {
+	case <-f.news: // of what is taken here
+	default:
+	}
 	f.mu.Unlock()
 	if reset != nil {
 		states.load(reset)

@@ -90,6 +90,10 @@ func (s *Store) followOnce(ctx context.Context) error {
 		if err := r.Err(); err != nil {
 			return err
 		}
+		if r.IsProgressNotify() {
+			s.applyBatch(nil, r.Header.Revision)
+			continue
+		}
 		if err := s.apply(r.Events); err != nil {
 			return err
 		}

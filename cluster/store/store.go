@@ -223,18 +223,10 @@ func (s *Store) commit(ctx context.Context, c *commit) (done bool, revision int6
 // the mirror need not get that far: the revision may be another client's
 // that is not among our keys, so waiting then is only for a moment.
 func (s *Store) wait(ctx context.Context, revision int64, committed bool) error {
-	s.mu.Lock()
-	if s.m.revision >= revision {
-		s.mu.Unlock()
-		return nil
+	w, err := s.await(revision)
+	if w == nil {
+		return err
 	}
-	if s.closed {
-		s.mu.Unlock()
-		return ErrClosed
-	}
-	w := waiter{revision, make(chan struct{})}
-	s.waiters = append(s.waiters, w)
-	s.mu.Unlock()
 	var moment <-chan time.Time
 	if !committed {
 		t := time.NewTimer(20 * time.Millisecond)
@@ -268,6 +260,59 @@ func backoff(ctx context.Context, attempt int) error {
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+}
+
+// syncAsk is how long Sync waits before it asks etcd how far the watch has come, again
+// and again: a revision that is none of ours shows in no change.
+const syncAsk = 5 * time.Millisecond
+
+// Sync returns when the mirror shows everything that any process had committed when it
+// was called. It costs a question to etcd, and nothing where this process alone has the
+// records.
+func (s *Store) Sync(ctx context.Context) error {
+	if s.backend.embedded != nil {
+		return nil
+	}
+	r, err := s.backend.client.Get(ctx, root, clientv3.WithKeysOnly(), clientv3.WithLimit(1))
+	if err != nil {
+		return fmt.Errorf("ask etcd: %w", err)
+	}
+	w, err := s.await(r.Header.Revision)
+	if w == nil {
+		return err
+	}
+	ask := time.NewTicker(syncAsk)
+	defer ask.Stop()
+	for {
+		select {
+		case <-w.reached:
+			return nil
+		case <-ask.C:
+			// Asking fails while there is no watch, which then begins from what is read.
+			if err := s.backend.client.RequestProgress(clientv3.WithRequireLeader(ctx)); err != nil {
+				s.log.Debug("etcd cannot be asked how far the watch is", "err", err)
+			}
+		case <-s.stopped:
+			return ErrClosed
+		case <-ctx.Done():
+			return fmt.Errorf("wait for the records to be up to date: %w", ctx.Err())
+		}
+	}
+}
+
+// await enters a waiter for a revision; nil if the mirror has reached it.
+func (s *Store) await(revision int64) (*waiter, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.m.revision >= revision {
+		return nil, nil
+	}
+	if s.closed {
+		return nil, ErrClosed
+	}
+	w := waiter{revision, make(chan struct{})}
+	s.waiters = append(s.waiters, w)
+	return &w, nil
 }
 
 // MaxOps is how many records one Update may read and write. An external etcd

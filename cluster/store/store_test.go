@@ -469,6 +469,36 @@ func TestTwoStoresOnOneEtcd(t *testing.T) {
 	}
 }
 
+// TestSync: what one store has committed, another shows after Sync, also when others use
+// the same etcd, whose changes are none of ours.
+func TestSync(t *testing.T) {
+	endpoint := externalEtcd(t)
+	a, b := open(t, "", endpoint), open(t, "", endpoint)
+	for i := range 200 {
+		key := fmt.Sprint("k", i)
+		put(t, a, key, "v")
+		if i%20 == 0 {
+			if _, err := a.backend.client.Put(t.Context(), "/another/program", key); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := b.Sync(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		if got := text(b, key); got != "v" {
+			t.Fatalf("after Sync, %s reads %q", key, got)
+		}
+	}
+	put(t, b, "k0", "still")
+	if got := text(b, "k0"); got != "still" {
+		t.Fatalf("an update after it reads %q", got)
+	}
+	alone := open(t, t.TempDir())
+	if err := alone.Sync(t.Context()); err != nil {
+		t.Errorf("a store of one process: %v", err)
+	}
+}
+
 // TestCompactedHistory makes a store miss changes whose history is gone.
 func TestCompactedHistory(t *testing.T) {
 	endpoint := externalEtcd(t)

@@ -56,6 +56,7 @@ func TestTwoProcessesOnOneEtcd(t *testing.T) {
 	two := start(t, bin, etcd, shareKey(t, one.dir))
 
 	define(t, one)
+	oneAnswers(t, one, two)
 	near, far := door(t, one.addr, two.addr), door(t, two.addr, one.addr)
 	a1, a2, a3 := agent(t, one, far), agent(t, one, near), agent(t, one, near)
 	for _, p := range []*process{one, two} {
@@ -97,6 +98,25 @@ func TestTwoProcessesOnOneEtcd(t *testing.T) {
 
 	again := start(t, bin, etcd, one.dir, "--listen", one.addr)
 	again.reach(t, "RUNNING", fill(t, again, two, len(mine))...)
+}
+
+// oneAnswers checks that what one process has answered, the other knows.
+func oneAnswers(t *testing.T, one, two *process) {
+	t.Helper()
+	for i := range 50 {
+		if i%2 == 1 {
+			one, two = two, one
+		}
+		out, err := one.ecs.RegisterTaskDefinition(t.Context(), &ecs.RegisterTaskDefinitionInput{
+			Family: aws.String("known"), ContainerDefinitions: []types.ContainerDefinition{{Name: aws.String("a"), Image: aws.String("my-image"), Memory: aws.Int32(6)}},
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := two.ecs.DescribeTaskDefinition(t.Context(), &ecs.DescribeTaskDefinitionInput{TaskDefinition: out.TaskDefinition.TaskDefinitionArn}); err != nil {
+			t.Fatalf("another process, at once: %v", err)
+		}
+	}
 }
 
 // fill has both processes place tasks at the same time until there is no room, and
