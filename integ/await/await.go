@@ -12,8 +12,12 @@ import (
 // Figures are the matter of the benchmarks.
 const patience = 8
 
-// interval is how often a condition is looked at.
-const interval = 5 * time.Millisecond
+// A condition is looked at often at first, and the longer it has taken the less often: to
+// look is work as well, for which what is waited for has to wait.
+const (
+	firstInterval = 5 * time.Millisecond
+	maxInterval   = 250 * time.Millisecond
+)
 
 // Until waits for a condition, and fails the test with what the condition said last when
 // it does not come true. limit is what that takes at most on a machine with nothing else
@@ -21,10 +25,11 @@ const interval = 5 * time.Millisecond
 func Until(t testing.TB, limit time.Duration, what string, condition func() error) {
 	t.Helper()
 	limit *= patience
+	begin := time.Now()
 	end := time.NewTimer(limit)
 	defer end.Stop()
-	tick := time.NewTicker(interval)
-	defer tick.Stop()
+	next := time.NewTimer(firstInterval)
+	defer next.Stop()
 	for {
 		err := condition()
 		if err == nil {
@@ -33,7 +38,8 @@ func Until(t testing.TB, limit time.Duration, what string, condition func() erro
 		select {
 		case <-end.C:
 			t.Fatalf("%s: not within %v: %v", what, limit, err)
-		case <-tick.C:
+		case <-next.C:
+			next.Reset(min(max(time.Since(begin)/20, firstInterval), maxInterval))
 		}
 	}
 }

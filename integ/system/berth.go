@@ -367,14 +367,25 @@ func (s *System) Wait(status string, limit time.Duration, arns ...string) []type
 		tasks = s.Describe(arns...)
 		for _, tk := range tasks {
 			if got := aws.ToString(tk.LastStatus); got == "STOPPED" && status != "STOPPED" {
-				s.t.Fatalf("task stopped: %s\nevents:\n%s", Explain(tk), s.Events(*tk.TaskArn))
+				s.t.Fatal("task stopped: ", unlike{s, tk})
 			} else if got != status {
-				return fmt.Errorf("%s\nevents:\n%s", Explain(tk), s.Events(*tk.TaskArn))
+				return unlike{s, tk}
 			}
 		}
 		return nil
 	})
 	return tasks
+}
+
+// unlike is a task that is not as it should be. Its events are asked for when somebody
+// wants to read them.
+type unlike struct {
+	s  *System
+	tk types.Task
+}
+
+func (u unlike) Error() string {
+	return Explain(u.tk) + "\nevents:\n" + u.s.Events(*u.tk.TaskArn)
 }
 
 // Explain is one line about a task with everything that says why.

@@ -109,7 +109,7 @@ func report(t *testing.T, m *Machine, out io.Reader, booted time.Time) {
 
 // script runs in the machine.
 const script = `export PATH=/berth/bin:$PATH CI=true HOME=/root
-./guest.test -test.v -test.parallel 8 -test.timeout 900s && echo guest: PASS || echo guest: FAIL
+./guest.test -test.v -test.parallel 8 -test.timeout 600s && echo guest: PASS || echo guest: FAIL
 `
 
 // pack makes the payload: the tests, and the programs of Berth.

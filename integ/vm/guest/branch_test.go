@@ -91,7 +91,7 @@ func branch(t *testing.T, l *lab) {
 		t.Fatalf("run: %+v, %v", out, err)
 	}
 	arn := *out.Tasks[0].TaskArn
-	tk := l.Wait("RUNNING", Patience, arn)[0]
+	tk := l.Wait("RUNNING", Soon, arn)[0]
 	address := net.JoinHostPort(aws.ToString(tk.Containers[0].NetworkInterfaces[0].PrivateIpv4Address), "80")
 	Until(t, "the router reaches the task", func() error { return dialFrom(router, address) })
 	// Nobody on the other VLAN answers who has the address, which the kernel says in the end.
@@ -108,7 +108,7 @@ func branch(t *testing.T, l *lab) {
 		t.Errorf("the interface of the task is %s", link)
 	}
 	l.Stop(arn)
-	ended := l.Wait("STOPPED", Patience, arn)[0]
+	ended := l.Wait("STOPPED", Soon, arn)[0]
 	if code := ended.Containers[0].ExitCode; code == nil || *code != 0 {
 		t.Error(system.Explain(ended))
 	}

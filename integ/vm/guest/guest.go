@@ -13,6 +13,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"berth.dev/berth/integ/await"
 )
 
 // Main runs the tests, if this is the machine.
@@ -61,17 +63,14 @@ func Run(t testing.TB, name string, args ...string) string {
 // Patience is how long a test waits for what has to come. The machine is emulated, and the
 // host that emulates it may have much else to do: it is over fifty times slower then than a
 // machine, so that only what never comes fails. Nothing waits so long for what does come.
-const Patience = 5 * time.Minute
+// Soon is the same for package await, which has a patience of its own.
+const (
+	Patience = 5 * time.Minute
+	Soon     = 40 * time.Second
+)
 
 // Until waits until something is so, at most for Patience.
 func Until(t testing.TB, what string, so func() error) {
 	t.Helper()
-	var err error
-	for end := time.Now().Add(Patience); time.Now().Before(end); {
-		if err = so(); err == nil {
-			return
-		}
-		<-time.After(100 * time.Millisecond)
-	}
-	t.Fatalf("%s: not within %v: %v", what, Patience, err)
+	await.Until(t, Soon, what, so)
 }

@@ -29,7 +29,7 @@ func latency(t *testing.T, l *lab) {
 			Command: []string{"sh", "-c", "trap 'exit 0' TERM; while :; do sleep 0.5; done"},
 		}},
 	}))
-	l.Wait("RUNNING", Patience, arn)
+	l.Wait("RUNNING", Soon, arn)
 	n := inTask(t, l, arn)
 	status := func(verb, body, want string) {
 		t.Helper()
@@ -65,7 +65,7 @@ func latency(t *testing.T, l *lab) {
 		t.Errorf("a connection takes %v after the fault", took)
 	}
 	l.Stop(arn)
-	l.Wait("STOPPED", Patience, arn)
+	l.Wait("STOPPED", Soon, arn)
 }
 
 // taskNetwork is the network of a task, from within.

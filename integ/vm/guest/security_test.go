@@ -53,16 +53,16 @@ func TestSecurity(t *testing.T) {
 		c.HealthCheck = &types.HealthCheck{Command: []string{"CMD-SHELL", "test -e /tmp/up"}, Interval: aws.Int32(5), Timeout: aws.Int32(30), Retries: aws.Int32(5)}
 	}, `touch /tmp/up; trap 'exit 44' TERM; while :; do sleep 0.5; done`)
 	for arn, want := range map[string]int32{confined: 42, free: 43} {
-		tk := s.Wait("STOPPED", Patience, arn)[0]
+		tk := s.Wait("STOPPED", Soon, arn)[0]
 		if got := aws.ToInt32(tk.Containers[0].ExitCode); got != want {
 			t.Errorf("exit code %d, want %d: %s", got, want, system.Explain(tk))
 		}
 	}
-	tk := s.Wait("STOPPED", Patience, absent)[0]
+	tk := s.Wait("STOPPED", Soon, absent)[0]
 	if reason := aws.ToString(tk.Containers[0].Reason); !strings.Contains(reason, `the AppArmor profile "not-loaded" is not loaded on this host: load it with apparmor_parser`) {
 		t.Errorf("a profile that is not loaded: %s", system.Explain(tk))
 	}
-	tk = s.Wait("RUNNING", Patience, crun)[0]
+	tk = s.Wait("RUNNING", Soon, crun)[0]
 	id := aws.ToString(tk.Containers[0].RuntimeId)
 	// crun keeps a file "status" where runc keeps "state.json".
 	var states []string
@@ -80,14 +80,14 @@ func TestSecurity(t *testing.T) {
 	if !slices.Equal(states, []string{"status"}) {
 		t.Errorf("the container's runtime keeps %v, want the status of crun", states)
 	}
-	system.Until(t, Patience, "a health check by crun", func() error {
+	system.Until(t, Soon, "a health check by crun", func() error {
 		if tk := s.Describe(crun)[0]; tk.HealthStatus != types.HealthStatusHealthy {
 			return fmt.Errorf("it is %s", tk.HealthStatus)
 		}
 		return nil
 	})
 	s.Stop(crun)
-	if tk = s.Wait("STOPPED", Patience, crun)[0]; aws.ToInt32(tk.Containers[0].ExitCode) != 44 {
+	if tk = s.Wait("STOPPED", Soon, crun)[0]; aws.ToInt32(tk.Containers[0].ExitCode) != 44 {
 		t.Errorf("exit code of the stop signal: %s", system.Explain(tk))
 	}
 }

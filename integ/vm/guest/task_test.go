@@ -40,8 +40,8 @@ type lab struct {
 	announced chan string // volumes, as their messages are sent
 }
 
-// slow is how many times longer things may take here than on a machine; see Patience.
-const slow = 30
+// slow is how many times longer things may take here than on a machine; see Soon.
+const slow = 4
 
 func TestTasks(t *testing.T) {
 	nfsServer(t)
@@ -94,7 +94,7 @@ func limits(t *testing.T, s *lab) {
 			Name: aws.String("main"), Image: aws.String("busybox"), Memory: aws.Int32(16), Command: []string{"tail", "/dev/zero"},
 		}},
 	}), 1)[0]
-	tk := s.Wait("RUNNING", Patience, limited)[0]
+	tk := s.Wait("RUNNING", Soon, limited)[0]
 	dir := filepath.Join("/sys/fs/cgroup", s.Cgroup()+".slice", s.Cgroup()+"-"+filepath.Base(limited)+".slice")
 	for file, want := range map[string]string{
 		"memory.max": "134217728", "cpu.max": "50000 100000",
@@ -105,7 +105,7 @@ func limits(t *testing.T, s *lab) {
 			t.Errorf("%s is %q, want %q (%v)", file, got, want, err)
 		}
 	}
-	ended := s.Wait("STOPPED", Patience, oom)[0]
+	ended := s.Wait("STOPPED", Soon, oom)[0]
 	if c := ended.Containers[0]; aws.ToInt32(c.ExitCode) != 137 || !strings.HasPrefix(aws.ToString(c.Reason), "OutOfMemoryError") {
 		t.Error(system.Explain(ended))
 	}

@@ -75,7 +75,7 @@ func blockVolume(t *testing.T, l *lab) {
 	}
 	ended := func(arn string) {
 		t.Helper()
-		tk := l.Wait("STOPPED", Patience, arn)[0]
+		tk := l.Wait("STOPPED", Soon, arn)[0]
 		if aws.ToInt32(tk.Containers[0].ExitCode) != 0 || tk.Containers[0].ExitCode == nil {
 			t.Error(system.Explain(tk))
 		}
@@ -160,7 +160,7 @@ func efs(t *testing.T, l *lab) {
 	})
 	run := func() string { return l.inSubnet(t, def) }
 	writer := run()
-	tk := l.Wait("RUNNING", Patience, writer)[0]
+	tk := l.Wait("RUNNING", Soon, writer)[0]
 	shownRole(t, l.front, aws.ToString(tk.Containers[0].NetworkInterfaces[0].PrivateIpv4Address))
 	counts := func(what string) int {
 		var n int
@@ -188,9 +188,9 @@ func efs(t *testing.T, l *lab) {
 	l.front.stop()
 	late := run() // it will never have its volume
 	l.Stop(writer)
-	l.Wait("STOPPED", Patience, writer)
+	l.Wait("STOPPED", Soon, writer)
 	l.others(t)
-	ended := l.Wait("STOPPED", Patience, late)[0]
+	ended := l.Wait("STOPPED", Soon, late)[0]
 	if why := aws.ToString(ended.StoppedReason); ended.StopCode != types.TaskStopCodeTaskFailedToStart || !strings.Contains(why, "volume files: ") || !strings.Contains(why, "does not answer") {
 		t.Errorf("a task whose server never answers: %s", system.Explain(ended))
 	}
@@ -241,7 +241,7 @@ func (l *lab) others(t *testing.T) {
 			MountPoints: []types.MountPoint{{SourceVolume: aws.String("own"), ContainerPath: aws.String("/v")}},
 		}},
 	}), 1)[0]
-	tk := l.Wait("STOPPED", Patience, arn)[0]
+	tk := l.Wait("STOPPED", Soon, arn)[0]
 	if aws.ToInt32(tk.Containers[0].ExitCode) != 0 || tk.Containers[0].ExitCode == nil {
 		t.Errorf("beside a server that does not answer: %s", system.Explain(tk))
 	}
