@@ -2,7 +2,6 @@ package crash
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -237,9 +236,9 @@ func (v *visit) wait(arn, status string) types.Task {
 	v.until("the task is "+status, func() error {
 		tk = v.On(v.t).Describe(arn)[0]
 		if got := aws.ToString(tk.LastStatus); got == "STOPPED" && status != "STOPPED" {
-			v.t.Fatalf("stopped: %s\n%s", system.Explain(tk), v.Events(arn))
+			v.t.Fatal("stopped: ", v.Unlike(tk))
 		} else if got != status {
-			return errors.New(system.Explain(tk) + "\n" + v.Events(arn))
+			return v.Unlike(tk)
 		}
 		return nil
 	})

@@ -367,9 +367,9 @@ func (s *System) Wait(status string, limit time.Duration, arns ...string) []type
 		tasks = s.Describe(arns...)
 		for _, tk := range tasks {
 			if got := aws.ToString(tk.LastStatus); got == "STOPPED" && status != "STOPPED" {
-				s.t.Fatal("task stopped: ", unlike{s, tk})
+				s.t.Fatal("task stopped: ", s.Unlike(tk))
 			} else if got != status {
-				return unlike{s, tk}
+				return s.Unlike(tk)
 			}
 		}
 		return nil
@@ -377,8 +377,10 @@ func (s *System) Wait(status string, limit time.Duration, arns ...string) []type
 	return tasks
 }
 
-// unlike is a task that is not as it should be. Its events are asked for when somebody
-// wants to read them.
+// Unlike is the error of a task that is not as it should be. Its events are asked for when
+// somebody wants to read them.
+func (s *System) Unlike(tk types.Task) error { return unlike{s, tk} }
+
 type unlike struct {
 	s  *System
 	tk types.Task

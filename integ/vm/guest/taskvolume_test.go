@@ -118,7 +118,11 @@ func (l *lab) inSubnet(t *testing.T, definition string) (arn string) {
 		if err := vpc.EnsureDefaults(tx, "us-east-1"); err != nil {
 			return err
 		}
-		subnet = store.List(tx, store.Subnets, "")[0].ID
+		for _, s := range store.List(tx, store.Subnets, "") {
+			if s.Default {
+				subnet = s.ID
+			}
+		}
 		return nil
 	})
 	if err != nil {
