@@ -309,13 +309,9 @@ func TestAdopt(t *testing.T) {
 	}
 	k := w.known
 	k.Resources = map[task.ResourceID]*task.Record{{Kind: task.KindEndpoint, Name: "task"}: {Phase: task.Present, Handle: b}}
-	begin := time.Now()
 	second.Adopt([]task.Stored{{Task: w.task, Known: &k}})
 	if status, body := w.ask(t, "GET", "/v4/"+w.id(), ""); status != 200 || !strings.Contains(body, `"Name":"app"`) {
 		t.Errorf("after a restart: %d %s", status, body)
-	}
-	if took := time.Since(begin); took > 2*time.Second {
-		t.Errorf("it took %v", took)
 	}
 }
 
