@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strconv"
 	"strings"
@@ -340,5 +341,39 @@ func TestProcessThatEndedBeforeItsStart(t *testing.T) {
 			t.Fatal(err)
 		}
 		probe(false)
+	})
+}
+
+// TestProcessWhoseStartWasNotHeardOf: containerd was killed when the runtime had started
+// the process and before the shim was told. The shim calls it created for ever.
+func TestProcessWhoseStartWasNotHeardOf(t *testing.T) {
+	kinds(t, func(t *testing.T, kind containerdtest.Kind) {
+		n := start(t, kind, nil)
+		ctx := context.Background()
+		tk := n.task(t, container("c", "sleep", "1000"))
+		res, err := n.set.Ensure(ctx, tk, "c", n.deps(t, tk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		observed := func(want task.ProcessState) {
+			t.Helper()
+			if o, err := n.set.Probe(ctx, tk, "c", res.Handle); err != nil || o.Process != want {
+				t.Fatalf("observed %+v, %v; want %v", o, err, want)
+			}
+		}
+		observed(task.ProcessCreated)
+		if out, err := exec.Command("runc", "--root", filepath.Join(n.cfg.StateDir, "runc", "berth"), "start", res.RuntimeID).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+		observed(task.ProcessRunning)
+		if err := n.set.Start(ctx, tk, "c", res.Handle); err != nil {
+			t.Fatalf("a start that is repeated: %v", err)
+		}
+		observed(task.ProcessRunning)
+		kill(t, pids(t, tk))
+		eventually(t, "the process has ended", func() bool {
+			o, err := n.set.Probe(ctx, tk, "c", res.Handle)
+			return err == nil && o.Process == task.ProcessExited && !o.Unstarted && o.Exit.Code == 137
+		})
 	})
 }

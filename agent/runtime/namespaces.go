@@ -106,7 +106,8 @@ func (c *Client) holder(ctx context.Context, id string) (uint32, error) {
 	if err != nil {
 		return 0, err
 	}
-	if r.Process.Status != tasktypes.Status_RUNNING || r.Process.Pid == 0 {
+	runs := r.Process.Status == tasktypes.Status_RUNNING || r.Process.Status == tasktypes.Status_CREATED && c.begun(id)
+	if !runs || r.Process.Pid == 0 {
 		return 0, errNoHolder
 	}
 	return r.Process.Pid, nil

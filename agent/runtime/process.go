@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -25,6 +26,9 @@ func (s *Containers) Start(ctx context.Context, t *task.Task, name string, raw t
 		return err
 	}
 	s.c.track(h, t.ID(), name)
+	if s.c.begun(h.ID) {
+		return nil // by a start that was not heard of any more
+	}
 	_, err = s.c.tasks.Start(s.c.ns(ctx), &tasks.StartRequest{ContainerID: h.ID})
 	if err == nil {
 		return nil
@@ -49,19 +53,35 @@ func overtaken(err error) bool {
 	return strings.Contains(s, "container process is already dead") || strings.Contains(s, "cannot start a container that has stopped")
 }
 
+// When containerd is killed, the shim abandons what it was doing for it, and ends a "runc
+// start" that it waits for. The process, whose other end is gone, ends as well; or it has
+// been started, and the shim goes on calling it created. OCI runtimes keep a named pipe
+// until a start has succeeded, into which the process writes just before it becomes the
+// program: that tells which of both it was.
+
 // unstarted reports whether a process that has ended never came to run the container's
-// program. When containerd is killed, the shim abandons what it was doing for it, and
-// ends a "runc start" that it waits for: the process, whose other end is gone, ends as
-// well. OCI runtimes keep a named pipe until a start has succeeded, into which the process
-// writes just before it becomes the program: one that is there and was never written to
-// tells. What cannot be told counts as started.
+// program: the pipe is there and was never written to. What cannot be told counts as
+// started.
 func (c *Client) unstarted(id string) bool {
-	var st unix.Statx_t
-	path := filepath.Join(c.runcRoot(), c.cfg.Namespace, id, "exec.fifo")
-	if err := unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME|unix.STATX_MTIME, &st); err != nil {
-		return false
+	st, err := c.startPipe(id)
+	return err == nil && st.Mask&unix.STATX_BTIME != 0 && st.Btime == st.Mtime
+}
+
+// begun reports whether a process that was made runs the container's program, or did: the
+// pipe was written to, or is gone while the runtime still has the container. What cannot
+// be told counts as not started.
+func (c *Client) begun(id string) bool {
+	st, err := c.startPipe(id)
+	if errors.Is(err, unix.ENOENT) {
+		_, err := os.Lstat(filepath.Join(c.runcRoot(), c.cfg.Namespace, id, "state.json"))
+		return err == nil
 	}
-	return st.Mask&unix.STATX_BTIME != 0 && st.Btime == st.Mtime
+	return err == nil && st.Mask&unix.STATX_BTIME != 0 && st.Btime != st.Mtime
+}
+
+func (c *Client) startPipe(id string) (st unix.Statx_t, err error) {
+	path := filepath.Join(c.runcRoot(), c.cfg.Namespace, id, "exec.fifo")
+	return st, unix.Statx(unix.AT_FDCWD, path, unix.AT_SYMLINK_NOFOLLOW, unix.STATX_BTIME|unix.STATX_MTIME, &st)
 }
 
 // Probe asks what there is of the container. A shim that does not answer is an error
@@ -89,6 +109,9 @@ func (c *Client) inspect(ctx context.Context, h handle) (task.Observed, error) {
 	switch r.Process.Status {
 	case tasktypes.Status_CREATED:
 		o.Process = task.ProcessCreated
+		if c.begun(h.ID) {
+			o.Process = task.ProcessRunning
+		}
 	case tasktypes.Status_RUNNING, tasktypes.Status_PAUSED, tasktypes.Status_PAUSING:
 		o.Process = task.ProcessRunning
 	case tasktypes.Status_STOPPED:
