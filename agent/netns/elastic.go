@@ -1,6 +1,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"berth.dev/berth/agent/fail"
 	"berth.dev/berth/agent/task"
@@ -58,10 +60,10 @@ func (n *Network) Prepare(ctx context.Context, i *task.Interface) error {
 // Await returns when the device of an interface is on this host: as soon as the kernel
 // tells of it, or at once when a task has it. It ends with ctx.
 func (n *Network) Await(ctx context.Context, i *task.Interface) error {
-	if i.VLAN != 0 || n.holds(i.MAC) {
-		return nil // a branch interface is no device before its task has it
+	if n.holds(i.MAC) {
+		return nil
 	}
-	mac, err := eni.ParseMAC(i.MAC)
+	mac, err := eni.ParseMAC(hardware(i.MAC, i.Trunk))
 	if err != nil {
 		return faultf(task.Invalid, "interface %s: %w", i.ID, err)
 	}
@@ -189,14 +191,46 @@ func (n *Network) ensureInterface(ctx context.Context, t *task.Task, i *task.Int
 	for _, gw := range i.Gateways() {
 		gateways = append(gateways, gw.Addr())
 	}
-	_, err := n.elastic.Add(ctx, elastic.Request{
+	err := n.addWhenThere(ctx, elastic.Request{
 		Key: attachmentKey(t.ID(), i.Index), Namespace: path, MAC: i.MAC, Addresses: i.Prefixes(), Gateways: gateways,
 		Index: i.Index, VLAN: i.VLAN, Trunk: i.Trunk, BlockMetadata: n.cfg.BlockMetadata, Discard: i.Pooled(),
 	})
-	if elastic.KindOf(err) == elastic.NoDevice {
-		return faultf(task.Unavailable, "no device with MAC address %s is on this host: %w", i.MAC, err)
-	}
 	return errors.Join(err, fail.Point(fail.ENIAfterMove), fail.Point(fail.CNIAfterAdd))
+}
+
+// hardware is the MAC address of the device that an interface takes: a branch interface is
+// none before its task has it, and takes its trunk.
+func hardware(mac, trunk string) string { return cmp.Or(trunk, mac) }
+
+// deviceWait is how long a device may be on its way when the task is to have it. It was
+// announced and waited for before; then the kernel may still be giving it back from a
+// namespace that has ended. It is under the limit of one try of the engine.
+const deviceWait = 45 * time.Second
+
+// addWhenThere adds an interface whose device may still be coming. One that the agent
+// makes itself is made anew with the next try.
+func (n *Network) addWhenThere(ctx context.Context, r elastic.Request) error {
+	_, err := n.elastic.Add(ctx, r)
+	if elastic.KindOf(err) != elastic.NoDevice {
+		return err
+	}
+	device := hardware(r.MAC, r.Trunk)
+	if r.Discard {
+		return faultf(task.Unavailable, "no device with MAC address %s is on this host: %w", device, err)
+	}
+	mac, err := eni.ParseMAC(device)
+	if err != nil {
+		return faultf(task.Invalid, "%w", err)
+	}
+	limited, cancel := context.WithTimeout(ctx, n.cfg.DeviceWait)
+	defer cancel()
+	if _, err := eni.Await(limited, mac); ctx.Err() == nil && errors.Is(err, eni.ErrNoDevice) {
+		return faultf(task.NotFound, "no device with MAC address %s is on this host, and none came within %v: attach the network interface to this host", device, n.cfg.DeviceWait)
+	} else if err != nil {
+		return classify(err)
+	}
+	_, err = n.elastic.Add(ctx, r)
+	return err
 }
 
 // removeElastic takes the interfaces of a task and its namespace away. Hardware is given

@@ -84,6 +84,33 @@ func elasticTask(i int, interfaces ...task.Interface) *task.Task {
 	return tk
 }
 
+// A device that is not on the host is waited for, and one that does not come is named.
+func TestDeviceComesLate(t *testing.T) {
+	n := open(t, func(c *Config) { c.DeviceWait = time.Minute })
+	v4 := netip.MustParsePrefix("10.9.0.1/24")
+	tk := elasticTask(1, task.Interface{ID: "eni-1", MAC: "02:00:00:00:09:01", Addresses: []netip.Addr{netip.MustParseAddr("10.9.0.5")}, GatewayV4: v4})
+	ensured := make(chan error, 1)
+	go func() {
+		_, err := n.Ensure(t.Context(), tk, sharedName, engine.Deps{})
+		ensured <- err
+	}()
+	plug(t, 1, "10.9.0.1/24")
+	if err := <-ensured; err != nil {
+		t.Fatal(err)
+	}
+	removeOf(t, n, tk, sharedName)
+
+	n.cfg.DeviceWait = 50 * time.Millisecond
+	absent := elasticTask(2, task.Interface{
+		ID: "eni-2", MAC: "02:00:00:00:09:02", VLAN: 7, Trunk: "02:00:00:00:09:03", Addresses: []netip.Addr{netip.MustParseAddr("10.9.0.6")}, GatewayV4: v4,
+	})
+	_, err := n.Ensure(t.Context(), absent, sharedName, engine.Deps{})
+	if task.ClassOf(err).Retriable() || !strings.Contains(fmt.Sprint(err), "02:00:00:00:09:03") || !strings.Contains(fmt.Sprint(err), "attach the network interface") {
+		t.Errorf("a device that does not come: %v", err)
+	}
+	removeOf(t, n, absent, sharedName)
+}
+
 // Tasks with interfaces of one family or both, and with several: each address is reached
 // from its own subnet, and answered by its own interface.
 func TestElasticInterfaces(t *testing.T) {

@@ -32,6 +32,7 @@
 package netns
 
 import (
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
@@ -86,6 +87,9 @@ type Config struct {
 	Pool *eni.Pool
 	// BlockMetadata keeps awsvpc tasks from the instance metadata service.
 	BlockMetadata bool
+	// DeviceWait is how long an awsvpc task waits for a device that should be there; default
+	// deviceWait.
+	DeviceWait time.Duration
 
 	Log *slog.Logger
 }
@@ -168,6 +172,7 @@ func New(cfg Config) (*Network, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
+	cfg.DeviceWait = cmp.Or(cfg.DeviceWait, deviceWait)
 	for _, d := range []struct {
 		at *string
 		to string
