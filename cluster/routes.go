@@ -42,8 +42,11 @@ func (s *Server) inStep(next http.Handler) http.Handler {
 		ctx, cancel := context.WithTimeout(r.Context(), inStepLimit)
 		err := s.store.Sync(ctx)
 		cancel()
+		if r.Context().Err() != nil {
+			return // nobody waits for the answer any more
+		}
 		if err != nil {
-			s.log.Warn("a request is refused for the records cannot be reached", "err", err)
+			s.log.Warn("a request is refused because the records cannot be reached", "err", err)
 			e := api.Error{Code: "ServerException", Message: "The records of the cluster cannot be reached. Please try again later.", Status: http.StatusServiceUnavailable}
 			e.Write(w)
 			return

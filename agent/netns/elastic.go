@@ -57,8 +57,9 @@ func (n *Network) Prepare(ctx context.Context, i *task.Interface) error {
 	return classify(n.cfg.Pool.Ensure(ctx, d))
 }
 
-// Await returns when the device of an interface is on this host: as soon as the kernel
-// tells of it, or at once when a task has it. It ends with ctx.
+// Await returns when the device of an interface, or the trunk of a branch interface, is on
+// this host: as soon as the kernel tells of it, or at once when a task has it. It ends with
+// ctx.
 func (n *Network) Await(ctx context.Context, i *task.Interface) error {
 	if n.holds(i.MAC) {
 		return nil

@@ -68,15 +68,15 @@ func (c *Client) unstarted(id string) bool {
 }
 
 // begun reports whether a process that was made runs the container's program, or did: the
-// pipe was written to, or is gone while the runtime still has the container. What cannot
-// be told counts as not started.
+// pipe is gone while the runtime still has the container. What cannot be told counts as
+// not started, and so does a pipe that is there, whatever its times: a container that was
+// taken for started would never be.
 func (c *Client) begun(id string) bool {
-	st, err := c.startPipe(id)
-	if errors.Is(err, unix.ENOENT) {
-		_, err := os.Lstat(filepath.Join(c.runcRoot(), c.cfg.Namespace, id, "state.json"))
-		return err == nil
+	if _, err := c.startPipe(id); !errors.Is(err, unix.ENOENT) {
+		return false
 	}
-	return err == nil && st.Mask&unix.STATX_BTIME != 0 && st.Btime != st.Mtime
+	_, err := os.Lstat(filepath.Join(c.runcRoot(), c.cfg.Namespace, id, "state.json"))
+	return err == nil
 }
 
 func (c *Client) startPipe(id string) (st unix.Statx_t, err error) {

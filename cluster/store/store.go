@@ -6,7 +6,7 @@
 // the mirror, collects what it read and wrote, and commits that as one etcd
 // transaction that fails if anything read or written has changed since; the
 // function is then run again. After Update returns, the mirror shows its
-// result.
+// result, and after Sync what other processes had committed before.
 //
 // In etcd the keys are
 //

@@ -17,6 +17,7 @@ const patience = 8
 const (
 	firstInterval = 5 * time.Millisecond
 	maxInterval   = 250 * time.Millisecond
+	share         = 20 // the next interval is this part of the time that has passed
 )
 
 // Until waits for a condition, and fails the test with what the condition said last when
@@ -39,7 +40,7 @@ func Until(t testing.TB, limit time.Duration, what string, condition func() erro
 		case <-end.C:
 			t.Fatalf("%s: not within %v: %v", what, limit, err)
 		case <-next.C:
-			next.Reset(min(max(time.Since(begin)/20, firstInterval), maxInterval))
+			next.Reset(min(max(time.Since(begin)/share, firstInterval), maxInterval))
 		}
 	}
 }
